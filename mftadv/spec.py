@@ -1,0 +1,130 @@
+"""The law of a random network, and the small mathematics every stage shares.
+
+Axis legend of all shapes in this package: d input, K output, N width, L depth, B inputs in a block.
+"""
+
+import dataclasses
+import math
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+__all__ = ["BLOCKS", "NetworkSpec", "check_exponent", "dual_exponent"]
+
+BLOCKS = ("vanilla", "residual", "signed")
+
+_SHAPE_FIELDS = ("input_dim", "output_dim", "width", "depth")
+_LEAF_FIELDS = ("weight_variance", "bias_variance", "positive_slope", "negative_slope")
+_STATIC_FIELDS = (*_SHAPE_FIELDS, "block")
+
+
+def _concrete(value: Any) -> np.ndarray | None:
+    """The value as NumPy, or None where there is nothing to check yet (a tracer)."""
+    return None if isinstance(value, Tracer) else np.asarray(value)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True)
+class NetworkSpec:
+    """The law of a random ReLU-like network.
+
+    h_0 = P_in x;  h_l = e h_{l-1} + S_l phi(W_l h_{l-1} + b_l);  f(x) = P_out h_L, with phi(z) = u z for z >= 0
+    and v z below; e = 0 and S = 1 for "vanilla", e = 1 and S = 1 for "residual", e = 1 and S frozen independent
+    random signs for "signed". Entries are Gaussian: P_in N(0, 1/d), W_l N(0, s/N), b_l N(0, b2), P_out N(0, 1/N).
+
+    The class is a pytree: shapes and `block` are static, the variances and slopes are leaves, so that changing a
+    leaf never recompiles, a sweep is a vmap over leaves, and closed forms are differentiated with respect to them.
+
+    Args:
+        input_dim: d >= 1.
+        output_dim: K >= 1.
+        width: N >= 1.
+        depth: L >= 1, the number of hidden layers.
+        weight_variance: s >= 0, the variance of a weight times N.
+        bias_variance: b2 >= 0, the variance of a bias.
+        positive_slope: u, the slope of phi on z >= 0.
+        negative_slope: v, the slope of phi on z < 0; u and v are not both zero.
+        block: "vanilla", "residual" or "signed".
+
+    Raises:
+        ValueError: an argument is outside its range; arrays (the leaves of a sweep) are checked entry by entry.
+
+    Source: Kumano et al. 2023, section 3; the "signed" block is this project's.
+    """
+
+    input_dim: int
+    output_dim: int
+    width: int
+    depth: int
+    weight_variance: Any = 2.0
+    bias_variance: Any = 0.0
+    positive_slope: Any = 1.0
+    negative_slope: Any = 0.0
+    block: str = "vanilla"
+
+    def __post_init__(self):
+        for name in _SHAPE_FIELDS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+            object.__setattr__(self, name, int(value))
+        if self.block not in BLOCKS:
+            raise ValueError(f"block: expected one of {', '.join(BLOCKS)}, got {self.block!r}")
+        for name in _LEAF_FIELDS:
+            value = getattr(self, name)
+            if isinstance(value, numbers.Real):
+                object.__setattr__(self, name, value := float(value))
+            concrete = _concrete(value)
+            if concrete is None:
+                continue
+            expected = "a finite number" if name.endswith("slope") else "a finite number >= 0"
+            valid = jnp.issubdtype(concrete.dtype, np.floating) and np.all(np.isfinite(concrete))
+            if not valid or (name.endswith("variance") and np.any(concrete < 0)):
+                raise ValueError(f"{name}: expected {expected}, got {value!r}")
+        positive, negative = _concrete(self.positive_slope), _concrete(self.negative_slope)
+        if positive is not None and negative is not None and np.any((positive == 0) & (negative == 0)):
+            raise ValueError("positive_slope, negative_slope: expected at least one to be nonzero, got 0 and 0")
+
+    @property
+    def has_shortcut(self) -> bool:
+        """Whether a block adds its input to its branch (e = 1)."""
+        return self.block != "vanilla"
+
+    def tree_flatten_with_keys(self):
+        children = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in _LEAF_FIELDS]
+        return children, tuple(getattr(self, name) for name in _STATIC_FIELDS)
+
+    @classmethod
+    def tree_unflatten(cls, static, leaves):
+        # Past the constructor: transformations rebuild specs around tracers, None, and gradients such as -4.0.
+        spec = object.__new__(cls)
+        for name, value in (*zip(_STATIC_FIELDS, static, strict=True), *zip(_LEAF_FIELDS, leaves, strict=True)):
+            object.__setattr__(spec, name, value)
+        return spec
+
+
+def check_exponent(name: str, value: float) -> float:
+    """Return the exponent of an lp norm as a float.
+
+    Raises:
+        ValueError: `value` is not a number in [1, inf].
+    """
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not value >= 1:
+        raise ValueError(f"{name}: expected a number in [1, inf], got {value!r}")
+    return float(value)
+
+
+def dual_exponent(p: float) -> float:
+    """The exponent p* with 1/p + 1/p* = 1.
+
+    Raises:
+        ValueError: `p` is not a number in [1, inf].
+    """
+    p = check_exponent("p", p)
+    if p == 1:
+        return math.inf
+    return 1.0 if p == math.inf else p / (p - 1)
