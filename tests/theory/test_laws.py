@@ -1,0 +1,226 @@
+"""Second and fourth moments against simulation, arbitrary precision and finite differences."""
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+import pytest
+
+from mftadv.spec import NetworkSpec
+from mftadv.theory import _laws as laws
+from tests import reference
+
+BLOCKS = ("vanilla", "residual", "signed")
+FULL = {"bias_variance": 0.3, "negative_slope": 0.3}
+
+
+def exact(name, spec, dtype):
+    """The laws in 40 digits, at the leaves as `dtype` holds them, from their printed forms."""
+    leaf = (spec.weight_variance, spec.bias_variance, spec.positive_slope, spec.negative_slope)
+    s, b2, u, v = (mp.mpf(float(dtype(value))) for value in leaf)
+    alpha, n = (u**2 + v**2) / 2, spec.width
+    gain = alpha * s
+    omega = gain + (spec.block != "vanilla")
+    c = 6 * (u**4 + v**4) / (u**2 + v**2) ** 2 - 1
+    rate = 1 + c / n
+    if spec.block == "signed":
+        rate = (1 + 2 * gain + 4 * gain / n + gain**2 * (1 + c / n)) / (1 + gain) ** 2
+    return {
+        "alpha": lambda: alpha,
+        "propagation_factor": lambda: omega,
+        "finite_width_factor": lambda: (1 + mp.mpf(2) / n) * rate**spec.depth,
+        "jacobian_kurtosis": lambda: 3 * (1 + mp.mpf(2) / n) * rate**spec.depth,
+        "jacobian_variance": lambda: omega**spec.depth / spec.input_dim,
+        "shift_variance": lambda: alpha * b2 * mp.fsum(omega**k for k in range(spec.depth)),
+    }[name]()
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("depth", [1, 7, 1000])
+def test_accuracy(block, depth, x64):
+    dtype, unit = (np.float64, 1e-14) if x64 else (np.float32, 1e-6)
+    with jax.enable_x64(x64), mp.workdps(40):
+        for weight_variance in (0.3 / depth, 1.9999, 2.0, 2.0001):
+            for slopes in ((1.0, 0.0), (0.9, 0.3)):
+                spec = NetworkSpec(7, 2, 50, depth, weight_variance, 0.1, *slopes, block)
+                names = ["alpha", "propagation_factor", "jacobian_variance", "shift_variance"]
+                names += [] if block == "residual" else ["finite_width_factor", "jacobian_kurtosis"]
+                for name in names:
+                    value, expected = getattr(laws, name)(spec), exact(name, spec, dtype)
+                    assert value.dtype == dtype
+                    if expected < np.finfo(dtype).max:
+                        bound = (1 + depth) * unit * expected + float(np.finfo(dtype).tiny)
+                        assert abs(float(value) - expected) < bound, (name, weight_variance, slopes)
+                    else:
+                        assert np.isinf(value), (name, weight_variance, slopes)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_overflow_is_inf_and_no_bias_is_no_shift(block):
+    silent = NetworkSpec(10, 1, 50, 10_000, weight_variance=4.0, block=block)
+    loud = NetworkSpec(10, 1, 50, 10_000, weight_variance=4.0, bias_variance=0.1, block=block)
+    assert np.isinf(laws.jacobian_variance(silent))
+    assert np.isinf(laws.shift_variance(loud))
+    assert laws.shift_variance(silent) == 0
+    gradient = jax.tree.leaves(jax.grad(laws.shift_variance)(silent))
+    assert np.all(np.isfinite(gradient))
+    if block == "residual":
+        assert not np.any(np.isnan(laws.residual_law(loud, 10.0)))
+        law = laws.residual_law(silent, 10.0)
+        assert np.isinf(law.along_input)
+        assert law.shift == law.cross == law.mean_shift == 0
+    dead = NetworkSpec(10, 1, 50, 3, weight_variance=0.0, bias_variance=0.4, block=block)
+    np.testing.assert_allclose(laws.shift_variance(dead), 0.2 if block == "vanilla" else 0.6, rtol=1e-6)
+    assert np.all(np.isfinite(jax.tree.leaves(jax.grad(laws.shift_variance)(dead))))
+
+
+def test_residual_law_at_rest():
+    """No input, no bias, no branch: zeros, not 0 / 0."""
+    spec = NetworkSpec(10, 1, 50, 4, weight_variance=2.0, block="residual")
+    assert all(value == 0 for value in laws.residual_law(spec, 0.0))
+    law = laws.residual_law(NetworkSpec(10, 1, 50, 4, weight_variance=0.0, block="residual"), 5.0)
+    assert (law.along_input, law.shift, law.cross) == (0.5, 0, 0)
+
+
+def block_laws(spec):
+    values = [laws.jacobian_variance(spec), laws.shift_variance(spec)]
+    return jnp.stack(
+        values + list(laws.residual_law(spec, 3.0) if spec.block == "residual" else [laws.jacobian_kurtosis(spec)])
+    )
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_gradients_against_differences(block):
+    with jax.enable_x64(True):
+        leaves, tree = jax.tree.flatten(NetworkSpec(7, 2, 30, 5, 2.0, 0.3, 1.0, 0.3, block))
+
+        def function(point):
+            return block_laws(tree.unflatten(list(point)))
+
+        gradients, batched = jax.jit(jax.jacrev(function)), jax.jit(jax.vmap(function))
+        point, step = jnp.array(leaves), 1e-6 * jnp.eye(4)
+        slopes = (batched(point[None] + step) - batched(point[None] - step)) / 2e-6
+        np.testing.assert_allclose(gradients(point), slopes.T, rtol=1e-6, atol=1e-7)
+        # without bias: one-sided, to second order
+        point = point.at[1].set(0.0)
+        ahead, further, here = (batched(point[None] + k * step) for k in (1, 2, 0))
+        np.testing.assert_allclose(gradients(point), (4 * ahead - further - 3 * here).T / 2e-6, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_sweep_is_a_vmap_over_leaves(block):
+    variances, biases = jnp.array([0.5, 2.0, 3.0]), jnp.array([0.0, 0.1, 0.2])
+    specs = NetworkSpec(7, 2, 30, 5, variances, biases, jnp.ones(3), jnp.full(3, 0.2), block)
+    swept = jax.jit(jax.vmap(block_laws))(specs)
+    for i in range(3):
+        one = block_laws(NetworkSpec(7, 2, 30, 5, float(variances[i]), float(biases[i]), 1.0, 0.2, block))
+        np.testing.assert_allclose(swept[i], one, rtol=1e-5)
+
+
+@pytest.mark.parametrize("block", ["vanilla", "signed"])
+def test_second_moments_are_exact_at_small_width(block):
+    """J and a at width 12 with bias and both slopes; a theory 5% off fails."""
+    spec = NetworkSpec(6, 8, 12, 3, weight_variance=1.2, block=block, **FULL)
+    x = np.random.default_rng(1).standard_normal(6)
+
+    def statistic(nets):
+        jacobian, shift = reference.linear_representation(nets, x)
+        return np.stack([(jacobian**2).mean((1, 2)), (shift**2).mean(1), (jacobian @ x * shift).mean(1)], axis=1)
+
+    samples = reference.simulate(statistic, 2, spec, 60_000)
+    for values, law in zip(samples.T, (laws.jacobian_variance(spec), laws.shift_variance(spec)), strict=False):
+        assert reference.agrees(values, float(law))
+        assert not reference.agrees(values, 1.05 * float(law))
+        assert not reference.agrees(values, 0.95 * float(law))
+    assert reference.agrees(samples[:, 2], 0.0)
+
+
+@pytest.mark.parametrize(("block", "slope"), [("vanilla", 0.0), ("vanilla", 0.3), ("signed", 0.3)])
+def test_kurtosis_is_exact_at_small_width(block, slope):
+    """Over networks, at width 40 with bias; a theory 5% off fails."""
+    spec = NetworkSpec(8, 8, 40, 2, 2.0, 0.3, 1.0, slope, block)
+    x = np.random.default_rng(1).standard_normal(8)
+    samples = reference.simulate(
+        lambda nets: (reference.linear_representation(nets, x)[0] ** 4).mean((1, 2)), 3, spec, 36_000
+    )
+    law = float(laws.jacobian_kurtosis(spec) * laws.jacobian_variance(spec) ** 2)
+    assert reference.agrees(samples, law)
+    assert not reference.agrees(samples, 1.05 * law)
+    assert not reference.agrees(samples, 0.95 * law)
+    # the Gaussian value is told apart as well
+    assert not reference.agrees(samples, 3 * float(laws.jacobian_variance(spec)) ** 2)
+
+
+@pytest.mark.parametrize(("bias_variance", "slope"), [(0.0, 0.0), (1.0, 0.1)])
+def test_residual_law_along_the_input(bias_variance, slope):
+    """The recursion at width 100, to 1/N; 5% off fails, and so does the published law."""
+    spec = NetworkSpec(20, 20, 100, 3, 1.0, bias_variance, 1.0, slope, "residual")
+    x = np.random.default_rng(1).standard_normal(20)
+    norm_squared, allowance = float(x @ x), 1 / spec.width
+
+    def statistic(nets, x):
+        # the readout averaged out: its N(0, 1/N) entries turn a product of outputs into a mean over coordinates
+        _, slopes, hidden = reference.forward(nets, x)
+        along = nets.p_in @ x
+        for weight, gate in zip(nets.weights, slopes, strict=True):
+            along = along + gate * np.einsum("mij,mj->mi", weight, along)
+        shift = hidden[-1] - along
+        parts = along**2, shift**2, along * shift, along, shift
+        return np.stack([part.mean(1) for part in parts], axis=1)
+
+    # x and -x obey one law, and their mean has less noise
+    samples = reference.simulate(lambda nets: (statistic(nets, x) + statistic(nets, -x)) / 2, 4, spec, 5000, batch=200)
+    law = laws.residual_law(spec, norm_squared)
+    for values, expected in zip(samples.T, law, strict=True):
+        if expected == 0:
+            np.testing.assert_allclose(values, 0, atol=1e-12)
+            continue
+        assert reference.agrees(values, float(expected), allowance)
+        assert not reference.agrees(values, 1.05 * float(expected), allowance)
+        assert not reference.agrees(values, 0.95 * float(expected), allowance)
+    published = norm_squared * float(laws.jacobian_variance(spec))
+    assert not reference.agrees(samples[:, 0], published, 0.05)
+    # the sum of the parts follows the recursion of the whole
+    s, b2, alpha = 1.0, bias_variance, (1 + slope**2) / 2
+    whole, mean = norm_squared / spec.input_dim, 0.0
+    for _ in range(spec.depth):
+        preactivation = s * whole + b2
+        step = (1 - slope) * np.sqrt(preactivation / (2 * np.pi))
+        whole, mean = whole + alpha * preactivation + 2 * mean * step, mean + step
+    np.testing.assert_allclose(law.along_input + law.shift + 2 * law.cross, whole, rtol=1e-5)
+    np.testing.assert_allclose(law.mean_along_input + law.mean_shift, mean, rtol=1e-5)
+
+
+def test_residual_law_of_a_linear_network_is_the_published_one():
+    spec = NetworkSpec(20, 2, 200, 6, 0.4, 0.3, 0.8, 0.8, "residual")
+    law = laws.residual_law(spec, 5.0)
+    np.testing.assert_allclose(law.along_input, 5 * laws.jacobian_variance(spec), rtol=1e-5)
+    np.testing.assert_allclose(law.shift, laws.shift_variance(spec), rtol=1e-5)
+    assert law.cross == law.mean_along_input == law.mean_shift == 0
+
+
+def test_blocks_without_a_law_are_refused():
+    for function in (laws.finite_width_factor, laws.jacobian_kurtosis):
+        with pytest.raises(ValueError, match="block: expected vanilla or signed"):
+            function(NetworkSpec(3, 1, 4, 2, block="residual"))
+    for block in ("vanilla", "signed"):
+        with pytest.raises(ValueError, match="block: expected residual"):
+            laws.residual_law(NetworkSpec(3, 1, 4, 2, block=block), 3.0)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_layers_compose(block):
+    """A network of 3 + 4 layers: the lower one's shift grows in the upper, and the factors multiply."""
+    lower, upper, whole = (NetworkSpec(7, 2, 10**9, depth, 1.3, 0.2, block=block) for depth in (3, 4, 7))
+    grown = laws.shift_variance(lower) * 7 * laws.jacobian_variance(upper) + laws.shift_variance(upper)
+    np.testing.assert_allclose(laws.shift_variance(whole), grown, rtol=1e-6)
+    product = 7 * laws.jacobian_variance(lower) * laws.jacobian_variance(upper)
+    np.testing.assert_allclose(laws.jacobian_variance(whole), product, rtol=1e-6)
+    if block == "residual":
+        assert laws.log_propagation_factor(whole) > 0
+        return
+    # N w is the same at every great width, and its digits survive there
+    wide, wider = (laws.log_finite_width_factor(NetworkSpec(7, 2, n, 4, 1.3, block=block)) * n for n in (10**7, 10**9))
+    np.testing.assert_allclose(wide, wider, rtol=1e-5)
+    np.testing.assert_allclose(laws.finite_width_factor(whole), 1, rtol=1e-6)
