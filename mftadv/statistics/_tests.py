@@ -1,0 +1,308 @@
+"""Estimates whose errors are by network, and the law an entry of the Jacobian follows at finite width."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import ArrayLike, Float, Shaped
+from scipy import special, stats
+
+Draws = Shaped[ArrayLike, "n *entries"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A number measured over independent networks, and what is needed to test it.
+
+    Args:
+        value: the estimate.
+        standard_error: its standard error, over networks.
+        degrees_of_freedom: of the standard error: n - 1, or 2 n / (k - 1) where that is less, k the kurtosis of a
+            network's influence on the value.
+        skewness: of the estimate, 6 a + 3 c with a the acceleration and c the curvature; it falls as n^(-1/2), and for
+            a mean it is the skewness of a draw over sqrt(n). What Student's t needs to be right for skewed draws.
+        nonfinite: number of networks left out because a draw of theirs was nan or infinite.
+
+    Source: ours.
+    """
+
+    value: float
+    standard_error: float
+    degrees_of_freedom: float
+    skewness: float = 0.0
+    nonfinite: int = 0
+
+
+def smooth_estimate(function: Callable[..., Any], *features: Draws) -> Estimate:
+    """Any smooth function of means over networks, by the jackknife.
+
+    theta = f(means); value = n theta - (n-1) mean_i theta_(i), theta_(i) leaving network i out;
+    u_i = (n-1) (mean theta_(.) - theta_(i)); se^2 = sum u_i^2 / (n (n-1)); a = sum u_i^3 / (6 (sum u_i^2)^(3/2));
+    c = (theta(+h) + theta(-h) - 2 theta) / (2 h^2 se), means moved by h standard errors along their covariance with u.
+    Degrees of freedom by matching the variance of se^2.
+
+    Args:
+        function: elementwise in its arguments, one per feature.
+        features: [n, ...] each; entries of a network are averaged first, so the error is never by entry.
+
+    Returns:
+        Estimate; its standard error is nan for fewer than two networks.
+
+    Raises:
+        ValueError: the features do not share one leading axis.
+
+    Source: Efron 1982, "The jackknife, the bootstrap and other resampling plans" (value, se); DiCiccio and Efron 1992,
+    "More accurate confidence intervals in exponential families" (a, c); Satterthwaite 1946 (degrees of freedom).
+    """
+    rows = [np.asarray(feature, dtype=np.float64) for feature in features]
+    if any(row.ndim == 0 for row in rows) or len({len(row) for row in rows}) != 1:
+        raise ValueError(f"features: expected arrays [n, ...] of one n, got shapes {[row.shape for row in rows]}")
+    # nan and infinity are contagious under a sum, so the row is left out as a whole
+    with np.errstate(invalid="ignore", over="ignore"):
+        table = np.stack([row.reshape(len(row), math.prod(row.shape[1:])).mean(axis=1) for row in rows])
+    finite = np.isfinite(table).all(axis=0)
+    table = table[:, finite]
+    n, nonfinite = table.shape[1], int(np.sum(~finite))
+    if n < 2:
+        value = float(function(*table[:, 0])) if n else math.nan
+        return Estimate(value, math.nan, 0, 0.0, nonfinite)
+    means = table.mean(axis=1)
+    theta = float(function(*means))
+    deviations = table - means[:, None]
+    left_out = np.asarray(function(*(means[:, None] - deviations / (n - 1))))
+    bias = (n - 1) * float(np.mean(left_out - theta))
+    influence = (n - 1) * (left_out.mean() - left_out)
+    total = float(np.sum(influence**2))
+    error = math.sqrt(total / (n * (n - 1)))
+    if error == 0 or not math.isfinite(error):
+        return Estimate(theta - bias, error, n - 1, 0.0, nonfinite)
+    freedom = min(n - 1, 2 * n / max(n * float(np.sum(influence**4)) / total**2 - 1, 2))
+    acceleration = np.sum(influence**3) / total**1.5 / 6
+    step = 0.1 * deviations @ influence / (n * math.sqrt(total))
+    bend = float(function(*(means + step))) + float(function(*(means - step))) - 2 * theta
+    curvature = bend / (2 * 0.1**2 * error)
+    return Estimate(theta - bias, error, freedom, float(6 * acceleration + 3 * curvature), nonfinite)
+
+
+def mean_estimate(values: Draws) -> Estimate:
+    """The mean of a quantity, its error by network.
+
+    Args:
+        values: [n, ...], one or several values per network.
+
+    Returns:
+        Estimate of E x.
+
+    Source: ours.
+    """
+    return smooth_estimate(lambda mean: mean, values)
+
+
+def ratio_estimate(numerator: Draws, denominator: Draws) -> Estimate:
+    """A ratio of means E x / E y, its error by network.
+
+    Args:
+        numerator: [n, ...].
+        denominator: [n, ...], of non-zero mean.
+
+    Returns:
+        Estimate of E x / E y (never of E[x / y]).
+
+    Source: ours.
+    """
+    return smooth_estimate(lambda x, y: x / y, numerator, denominator)
+
+
+def kurtosis_estimate(entries: Draws, variance: float | None = None) -> Estimate:
+    """The kurtosis E J^4 / (E J^2)^2 of entries of zero mean, its error by network.
+
+    With the variance known this is a mean, and its test keeps its level; estimated, it needs networks: at a kurtosis of
+    3.6, twenty entries and 400 networks a test at .001 is wrong four times as often, at 2000 networks no longer.
+
+    Args:
+        entries: [n, ...].
+        variance: E J^2 where it is known; else it is estimated from the same entries.
+
+    Returns:
+        Estimate, 3 for normal entries; compare it with the finite-width kurtosis.
+
+    Source: ours.
+    """
+    squares = np.square(np.asarray(entries, dtype=np.float64))
+    if variance is not None:
+        return mean_estimate(np.square(squares / variance))
+    return smooth_estimate(lambda fourth, second: fourth / second**2, squares**2, squares)
+
+
+def correlation_estimate(a: Draws, b: Draws) -> Estimate:
+    """Pearson's correlation of two quantities over networks and paired entries, its error by network.
+
+    (E ab - E a E b) / sqrt(Var a Var b). Give it squares to see whether scales depend on each other.
+
+    Args:
+        a: [n, ...].
+        b: [n, ...], paired with `a` entry by entry.
+
+    Returns:
+        Estimate in [-1, 1] up to its bias correction.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Source: ours.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"a, b: expected the same shape, got {a.shape} and {b.shape}")
+
+    def correlation(a, b, aa, bb, ab):
+        return (ab - a * b) / np.sqrt((aa - a * a) * (bb - b * b))
+
+    return smooth_estimate(correlation, a, b, a * a, b * b, a * b)
+
+
+def _pairs(entries: np.ndarray) -> np.ndarray:
+    """The mean product of two distinct entries of the last axis, in O(m): (|sum y|^2 - sum y^2) / (m (m - 1))."""
+    m = entries.shape[-1]
+    if entries.ndim < 2 or m < 2:
+        raise ValueError(f"entries: expected shape [n, ..., m] with m >= 2, got {entries.shape}")
+    return (entries.sum(axis=-1) ** 2 - np.sum(entries**2, axis=-1)) / (m * (m - 1))
+
+
+def pair_correlation_estimate(entries: Draws) -> Estimate:
+    """The mean correlation of two distinct entries of a row of zero mean, its error by network.
+
+    E_{j != k} J_j J_k / E J^2, over all m (m - 1) pairs at the cost of O(m). Its spread is about sqrt(2)/m per network,
+    against 1/sqrt(m) for neighbouring pairs: the sharpest view of a common correlation; signs that alternate cancel in
+    it, which the second moment along a fixed direction sees.
+
+    Args:
+        entries: [n, ..., m], the last axis along a row of J.
+
+    Returns:
+        Estimate, 0 for uncorrelated entries.
+
+    Raises:
+        ValueError: fewer than two entries in a row.
+
+    Source: ours.
+    """
+    entries = np.asarray(entries, dtype=np.float64)
+    return ratio_estimate(_pairs(entries), entries**2)
+
+
+def pair_square_estimate(entries: Draws) -> Estimate:
+    """The mean product of the squares of two distinct entries of a row, its error by network.
+
+    E_{j != k} J_j^2 J_k^2 / (E J^2)^2: 1 for independent entries, and exactly kurtosis/3 where the kurtosis is the same
+    in every fixed direction, since then E J_i J_j J_k J_l is a multiple of the sum over the three pairings.
+
+    Args:
+        entries: [n, ..., m], the last axis along a row of J.
+
+    Returns:
+        Estimate of the common scale's second moment.
+
+    Raises:
+        ValueError: fewer than two entries in a row.
+
+    Source: ours.
+    """
+    squares = np.square(np.asarray(entries, dtype=np.float64))
+    return smooth_estimate(lambda pairs, second: pairs / second**2, _pairs(squares), squares)
+
+
+@functools.cache
+def _normal_nodes() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of an expectation over N(0, 1); cached, since finding them costs more than a use."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(64)
+    return nodes, weights / weights.sum()
+
+
+def scale_mixture_cdf(x: ArrayLike, variance: float, kurtosis: float) -> np.ndarray:
+    """The distribution function of a normal variable of lognormal scale, with a given variance and kurtosis.
+
+    J = R g with g ~ N(0, variance), ln R^2 ~ N(-w/2, w), w = ln(kurtosis/3):
+    F(x) = E_y Phi(x / (sigma exp((sqrt(w) y - w/2)/2))), y ~ N(0, 1), by Gauss-Hermite quadrature.
+    2 F(x) - 1 is also what `mean_estimate(abs(entries) <= x)` should find, over all entries and by network: a far more
+    sensitive view of the law than `law_test`, one threshold at a time.
+
+    Args:
+        x: where to evaluate, any shape.
+        variance: E J^2 > 0.
+        kurtosis: E J^4 / (E J^2)^2 >= 3; 3 gives the normal law.
+
+    Returns:
+        F(x), of the shape of `x`, float64.
+
+    Raises:
+        ValueError: `variance` or `kurtosis` is outside its range.
+
+    Source: ours; each layer multiplies a tangent vector's length by an independent factor, so ln R^2 is a sum over
+    layers. Its normal law is approximate: for ReLU networks of width N the distribution function is within about
+    w / (4 N) of the exact one (.030 at N=10, L=3; .0045 at N=30, L=3; .0003 at N=250, L=10).
+    """
+    if not 0 < variance < math.inf:
+        raise ValueError(f"variance: expected a finite number > 0, got {variance!r}")
+    if not 3 <= kurtosis < math.inf:
+        raise ValueError(f"kurtosis: expected a finite number >= 3, got {kurtosis!r}")
+    w = math.log(kurtosis / 3)
+    nodes, weights = _normal_nodes()
+    scales = math.sqrt(variance) * np.exp((math.sqrt(w) * nodes - w / 2) / 2)
+    return special.ndtr(np.asarray(x, dtype=np.float64)[..., None] / scales) @ weights
+
+
+@dataclasses.dataclass(frozen=True)
+class LawTest:
+    """The distance of a sample from the law it should follow.
+
+    Args:
+        distance: sup |F_n - F| from the scale mixture.
+        p_value: of that distance under the mixture, exact for independent draws.
+        normal_distance: sup |F_n - F| from the plain normal law, which holds at infinite width only.
+        count: number of finite draws.
+        nonfinite: number of draws left out.
+
+    Source: Kolmogorov 1933, Smirnov 1948.
+    """
+
+    distance: float
+    p_value: float
+    normal_distance: float
+    count: int
+    nonfinite: int
+
+
+def law_test(sample: Float[ArrayLike, " n"], variance: float, kurtosis: float) -> LawTest:
+    """Kolmogorov and Smirnov's test of an entry's law at finite width, with nothing estimated from the sample.
+
+    Args:
+        sample: [n], ONE value per network: one entry, or one fixed direction. Entries of one network share their scale,
+            so pooling them would make the p-value wrong.
+        variance: the variance theory gives.
+        kurtosis: the finite-width kurtosis theory gives, >= 3.
+
+    Returns:
+        LawTest against the scale mixture of `scale_mixture_cdf`.
+
+    Raises:
+        ValueError: `sample` is not one-dimensional or has no finite draw; `variance` or `kurtosis` out of range.
+
+    Source: ours.
+    """
+    sample = np.asarray(sample, dtype=np.float64)
+    ordered = np.sort(sample[np.isfinite(sample)])
+    count = len(ordered)
+    if sample.ndim != 1 or count == 0:
+        raise ValueError(f"sample: expected shape [n] with a finite draw, got {sample.shape} with {count} finite")
+
+    def distance(kurtosis: float) -> float:
+        law = scale_mixture_cdf(ordered, variance, kurtosis)
+        return float(max(np.max(np.arange(1, count + 1) / count - law), np.max(law - np.arange(count) / count)))
+
+    mixture = distance(kurtosis)
+    p_value = float(stats.kstwo.sf(mixture, count))
+    return LawTest(mixture, p_value, distance(3.0), count, len(sample) - count)

@@ -1,0 +1,179 @@
+"""Moments: two passes, merging, counting; against scipy in float64."""
+
+import dataclasses
+import functools
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from scipy import stats
+
+from mftadv.statistics import Moments, merge, moments, to_host
+
+FIELDS = [field.name for field in dataclasses.fields(Moments)]
+PROPERTIES = ("variance", "standard_error", "skewness", "kurtosis", "variance_standard_error")
+
+
+def draws(n=101, shape=(3,), seed=0, dtype=np.float64):
+    return np.random.default_rng(seed).gamma(2.0, size=(n, *shape)).astype(dtype)
+
+
+def assert_close(got, expected, rtol, names=(*FIELDS, *PROPERTIES)):
+    for name in names:
+        np.testing.assert_allclose(getattr(got, name), getattr(expected, name), rtol=rtol, err_msg=name)
+
+
+def reference(values):
+    """The definitions, by scipy."""
+    n = len(values)
+    return {
+        "mean": values.mean(0),
+        "variance": values.var(0, ddof=1),
+        "standard_error": stats.sem(values),
+        "skewness": stats.skew(values),
+        "kurtosis": stats.kurtosis(values, fisher=False),
+        "m2": n * stats.moment(values, 2),
+        "m3": n * stats.moment(values, 3),
+        "m4": n * stats.moment(values, 4),
+    }
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+@pytest.mark.parametrize(("convert", "rtol"), [(np.asarray, 1e-12), (jnp.asarray, 2e-5)])
+def test_definitions(shape, convert, rtol):
+    values = draws(shape=shape)
+    got = moments(convert(values))
+    for name, expected in reference(values).items():
+        np.testing.assert_allclose(getattr(got, name), expected, rtol=rtol, err_msg=name)
+        assert getattr(got, name).shape == shape
+        assert not np.allclose(getattr(got, name), 1.05 * expected, rtol=rtol)
+    assert np.all(got.count == 101)
+    assert np.all(got.nonfinite == 0)
+
+
+def test_standard_error_of_the_variance():
+    sample = np.random.default_rng(1).gamma(2.0, size=(200, 4000))
+    got = moments(sample)
+    # over 4000 repetitions; the estimate itself is noisy and a little low, as the fourth moment is
+    ratio = np.sqrt(np.mean(got.variance_standard_error**2)) / got.variance.std()
+    assert abs(ratio - 1) < 0.04
+    assert not abs(1.05 * ratio - 1) < 0.04
+
+
+def test_an_offset_of_ten_thousand_standard_deviations_in_float32():
+    values = (1e4 + np.random.default_rng(2).standard_normal(20_000)).astype(np.float32)
+    exact = reference(values.astype(np.float64))
+    parts = [moments(jnp.asarray(part)) for part in np.split(values, 8)]
+    for got in (moments(jnp.asarray(values)), functools.reduce(merge, parts)):
+        np.testing.assert_allclose(got.mean, exact["mean"], rtol=2e-7)
+        np.testing.assert_allclose(got.variance, exact["variance"], rtol=1e-4)
+        np.testing.assert_allclose(got.kurtosis, exact["kurtosis"], rtol=1e-4)
+    one_pass = np.mean(np.square(values)) - np.square(np.mean(values))
+    assert abs(one_pass / exact["variance"] - 1) > 1e-4
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=5), st.integers(0, 1000), st.sampled_from([0.0, 1e3]))
+def test_merging_chunks_is_the_whole_in_any_order_and_grouping(sizes, seed, offset):
+    rng = np.random.default_rng(seed)
+    chunks = [offset + rng.standard_normal((size, 2)) for size in sizes]
+    parts = [moments(chunk) for chunk in chunks]
+    whole = moments(np.concatenate(chunks))
+    left = functools.reduce(merge, parts)
+    right = functools.reduce(lambda a, b: merge(b, a), reversed(parts))
+    shuffled = functools.reduce(merge, [parts[i] for i in rng.permutation(len(parts))])
+    for got in (left, right, shuffled):
+        for name in FIELDS:
+            np.testing.assert_allclose(getattr(got, name), getattr(whole, name), rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize("scale", [1.0, 1e18])
+def test_no_draws_are_an_exact_neutral_element(convert, scale):
+    empty = moments(convert(np.zeros((0, 3), np.float32)))
+    some = moments(convert((scale * draws(5)).astype(np.float32)))
+    zeros = jax.tree.map(lambda leaf: 0 * leaf, some)
+    assert np.all(empty.count == 0)
+    assert np.all(np.isnan(empty.mean))
+    for neutral in (empty, dataclasses.replace(zeros, mean=empty.mean), dataclasses.replace(zeros, mean=some.mean)):
+        for got in (merge(neutral, some), merge(some, neutral)):
+            for name in FIELDS:
+                np.testing.assert_array_equal(getattr(got, name), getattr(some, name), err_msg=name)
+    nothing = merge(empty, empty)
+    assert all(np.all(np.isnan(getattr(nothing, name))) for name in ("mean", *PROPERTIES))
+
+
+def test_one_draw_has_a_mean_and_no_spread():
+    got = moments(np.array([[2.0, -3.0]]))
+    np.testing.assert_array_equal(got.mean, [2.0, -3.0])
+    np.testing.assert_array_equal(got.m2, [0, 0])
+    assert all(np.all(np.isnan(getattr(got, name))) for name in PROPERTIES)
+
+
+def test_equal_draws_have_no_spread_and_no_shape():
+    got = moments(jnp.full((7,), 0.1))
+    np.testing.assert_allclose(got.mean, 0.1, rtol=1e-7)
+    np.testing.assert_array_less(got.variance, 1e-15)
+    assert np.isnan(moments(np.zeros(4)).kurtosis)
+    assert np.isnan(moments(np.zeros(4)).skewness)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
+def test_nonfinite_draws_are_counted_and_masked_draws_are_not(convert):
+    clean = draws(20, (2,), dtype=np.float32)
+    values = np.concatenate([clean, np.full((4, 2), np.nan, np.float32)])
+    values[20, 0], values[21, 0], values[22, 0] = np.inf, -np.inf, 5.0
+    where = np.arange(24) < 23
+    got, expected = moments(convert(values), convert(where)), moments(convert(clean[:, 1]))
+    np.testing.assert_array_equal(got.count, [21, 20])
+    np.testing.assert_array_equal(got.nonfinite, [2, 3])
+    for name in FIELDS[2:]:
+        np.testing.assert_allclose(getattr(got, name)[1], getattr(expected, name), rtol=1e-6)
+    np.testing.assert_array_equal(moments(convert(values)).nonfinite, [3, 4])
+    assert np.all(np.isnan(moments(convert(values[23:])).mean))
+
+
+def test_jit_vmap_and_trees_agree_with_the_eager_array():
+    values = jnp.asarray(draws(32, (4, 3)))
+    where = jnp.arange(32) < 30
+    eager = moments(values, where)
+    assert_close(jax.jit(moments)(values, where), eager, 1e-5)
+    assert_close(jax.vmap(moments, in_axes=(1, None))(values, where), eager, 1e-5)
+    tree = jax.tree.map(moments, {"a": values, "b": values[:, 0]})
+    assert_close(tree["a"], moments(values), 1e-6)
+    assert_close(jax.jit(merge)(eager, moments(values)), merge(eager, moments(values)), 1e-5)
+    assert eager.count.dtype == eager.nonfinite.dtype == jnp.int32
+    assert len(jax.tree.leaves(eager)) == 6
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.int32, jnp.int8, jnp.bool_])
+def test_sums_are_never_narrower_than_float32(dtype):
+    values = jnp.arange(300).astype(dtype)
+    got = moments(values)
+    assert got.mean.dtype == got.m4.dtype == jnp.float32
+    np.testing.assert_allclose(got.mean, np.asarray(values).astype(np.float64).mean(), rtol=1e-6)
+
+
+def test_double_precision_stays_and_the_host_widens():
+    with jax.enable_x64(True):
+        got = moments(jnp.asarray(draws()))
+        assert got.mean.dtype == jnp.float64
+        assert_close(got, moments(draws()), 1e-12)
+    host = to_host(moments(jnp.asarray(draws())))
+    assert all(isinstance(getattr(host, name), np.ndarray) for name in FIELDS)
+    assert host.count.dtype == host.nonfinite.dtype == np.int64
+    assert host.mean.dtype == host.m4.dtype == np.float64
+    many = dataclasses.replace(host, count=np.full(3, 2**31 - 1))
+    np.testing.assert_array_equal(merge(many, many).count, 2**32 - 2)
+    assert moments(draws(dtype=np.float32)).mean.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("values", "where", "match"),
+    [(1.0, None, "values"), (np.ones(3, complex), None, "values"), (np.ones((3, 2)), np.ones((3, 2), bool), "where")],
+)
+def test_errors(values, where, match):
+    with pytest.raises(ValueError, match=f"{match}: expected"):
+        moments(values, where)

@@ -1,0 +1,399 @@
+"""Errors by network, declared false-alarm rates, and the planner against simulated networks."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from mftadv import theory
+from mftadv.compare import Claim, judge
+from mftadv.spec import NetworkSpec
+from mftadv.statistics import (
+    QUANTITIES,
+    correlation_estimate,
+    kurtosis_estimate,
+    law_test,
+    mean_estimate,
+    networks_needed,
+    pair_correlation_estimate,
+    pair_square_estimate,
+    ratio_estimate,
+    relative_spread,
+    scale_mixture_cdf,
+    smallest_visible_deviation,
+    smooth_estimate,
+)
+from tests import reference
+
+F = 1.1  # E R^4 of the scale in the null model below
+
+
+def scaled_rows(rng, n, m, f=F):
+    """n networks of m entries J = R g of unit variance, ln R^2 ~ N(-w/2, w), and a shift sharing the scale."""
+    w = math.log(f)
+    scale = np.exp((np.sqrt(w) * rng.standard_normal((n, 1)) - w / 2) / 2)
+    return scale * rng.standard_normal((n, m)), scale * rng.standard_normal((n, 1))
+
+
+# --- estimates ---------------------------------------------------------------------------------------------------
+
+
+def test_the_mean_is_by_network_and_not_by_entry():
+    entries = np.random.default_rng(0).standard_normal((50, 1)) + np.zeros((50, 7))
+    got = mean_estimate(entries)
+    assert got.value == pytest.approx(entries.mean())
+    assert got.standard_error == pytest.approx(stats.sem(entries[:, 0]))
+    influence = entries[:, 0] - entries.mean()
+    assert got.degrees_of_freedom == pytest.approx(
+        min(49, 2 * 50 / (np.mean(influence**4) / np.mean(influence**2) ** 2 - 1))
+    )
+    assert mean_estimate(influence**4).degrees_of_freedom < 12
+    assert mean_estimate(np.arange(50.0)).degrees_of_freedom == 49
+    assert got.skewness == pytest.approx(stats.skew(entries[:, 0]) / math.sqrt(50))
+    assert stats.sem(entries.ravel()) < 0.5 * got.standard_error
+
+
+def test_a_ratio_is_the_jackknife_and_agrees_with_the_delta_method():
+    rng = np.random.default_rng(1)
+    x = rng.gamma(2.0, size=400)
+    y = x + rng.gamma(3.0, size=400)
+    n, ratio = len(x), x.mean() / y.mean()
+    left_out = np.array([np.delete(x, i).mean() / np.delete(y, i).mean() for i in range(n)])
+    got = ratio_estimate(x, y)
+    assert got.value == pytest.approx(n * ratio - (n - 1) * left_out.mean(), rel=1e-10)
+    assert got.standard_error == pytest.approx(math.sqrt((n - 1) * left_out.var()), rel=1e-10)
+    delta = np.std(x - ratio * y, ddof=1) / (y.mean() * math.sqrt(n))
+    assert got.standard_error == pytest.approx(delta, rel=0.01)
+    naive = np.std(x / y, ddof=1) / math.sqrt(n)
+    assert naive != pytest.approx(delta, rel=0.05)
+
+
+def test_the_jackknife_removes_the_bias_of_a_smooth_function():
+    rng = np.random.default_rng(2)
+    draws = rng.exponential(size=(4000, 12))
+    debiased = np.array([smooth_estimate(lambda m: m**2, row).value for row in draws])
+    error = 4 * debiased.std() / math.sqrt(len(draws))
+    assert abs(debiased.mean() - 1) < error
+    assert abs((draws.mean(1) ** 2).mean() - 1) > error
+
+
+def test_skewness_of_a_function_of_the_mean():
+    # an exponential's mean: log makes 2 gamma of the identity's into 2 gamma - 3 cv, and the power -1/3 leaves 0
+    draws = np.random.default_rng(3).exponential(size=200_000)
+    skew = [
+        smooth_estimate(f, draws).skewness * math.sqrt(len(draws))
+        for f in (lambda m: m, np.log, lambda m: m ** -(1 / 3))
+    ]
+    # 6 a + 3 c with a = gamma / 6 and c = f'' cv / (2 f'), here 2 - 3/2; for m^(-1/3), decreasing, -(2 - 2)
+    np.testing.assert_allclose(skew, [2.0, 0.5, 0.0], atol=0.1)
+
+
+def test_moment_estimates_are_their_definitions():
+    entries, shift = scaled_rows(np.random.default_rng(4), 300, 6)
+    second, fourth = np.mean(entries**2), np.mean(entries**4)
+    assert kurtosis_estimate(entries).value == pytest.approx(fourth / second**2, rel=0.02)
+    assert kurtosis_estimate(entries, variance=2.0).value == pytest.approx(fourth / 4)
+    off = ~np.eye(6, dtype=bool)
+    for estimate, y, power in ((pair_correlation_estimate, entries, 1), (pair_square_estimate, entries**2, 2)):
+        direct = np.mean((y[:, :, None] * y[:, None, :])[:, off]) / second**power
+        assert estimate(entries).value == pytest.approx(direct, abs=0.02)
+        rows = np.stack([entries, entries], axis=1)
+        assert estimate(rows).value == pytest.approx(estimate(entries).value)
+    a, b = entries[:, 0], shift[:, 0]
+    assert correlation_estimate(a, a + b).value == pytest.approx(np.corrcoef(a, a + b)[0, 1], abs=0.01)
+    assert correlation_estimate(a, -a).value == pytest.approx(-1)
+
+
+def test_networks_with_nonfinite_draws_are_left_out_and_counted():
+    values = np.random.default_rng(5).standard_normal((30, 2))
+    values[3, 1], values[7, 0], values[8] = np.nan, np.inf, [np.inf, -np.inf]
+    got, clean = mean_estimate(values), mean_estimate(np.delete(values, [3, 7, 8], axis=0))
+    assert got.nonfinite == 3
+    assert (got.value, got.standard_error, clean.nonfinite) == (clean.value, clean.standard_error, 0)
+    assert mean_estimate(values[3:4]).nonfinite == 1
+    assert math.isnan(mean_estimate(values[3:4]).value)
+
+
+def test_small_and_constant_samples():
+    one = mean_estimate(np.array([2.0]))
+    assert (one.value, one.degrees_of_freedom) == (2.0, 0)
+    assert math.isnan(one.standard_error)
+    zero = mean_estimate(np.zeros((9, 3)))
+    assert (zero.value, zero.standard_error, zero.skewness) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: mean_estimate(1.0), "features"),
+        (lambda: ratio_estimate(np.ones(3), np.ones(4)), "features"),
+        (lambda: correlation_estimate(np.ones((3, 1)), np.ones((3, 2))), "a, b"),
+        (lambda: pair_square_estimate(np.ones((3, 1))), "entries"),
+        (lambda: scale_mixture_cdf(0.0, 0.0, 3.0), "variance"),
+        (lambda: scale_mixture_cdf(0.0, 1.0, 2.9), "kurtosis"),
+        (lambda: law_test(np.ones((3, 1)), 1.0, 3.0), "sample"),
+        (lambda: law_test(np.full(3, np.nan), 1.0, 3.0), "sample"),
+    ],
+)
+def test_errors(call, match):
+    with pytest.raises(ValueError, match=f"{match}: expected"):
+        call()
+
+
+# --- declared false-alarm rates ----------------------------------------------------------------------------------
+
+CLAIMS = {
+    "mean": (lambda j, a: mean_estimate(j), 0.0, 1.0),
+    "coverage": (lambda j, a: mean_estimate(abs(j) <= 1), 2 * float(scale_mixture_cdf(1.0, 1.0, 3 * F)) - 1, None),
+    "variance": (lambda j, a: mean_estimate(j**2), 1.0, None),
+    "shift": (lambda j, a: mean_estimate(a**2), 1.0, None),
+    "ratio": (lambda j, a: ratio_estimate(j[:, 0] ** 2, j**2), 1.0, None),
+    "kurtosis": (lambda j, a: kurtosis_estimate(j), 3 * F, None),
+    "pairs": (lambda j, a: pair_correlation_estimate(j), 0.0, 1.0),
+    "pair squares": (lambda j, a: pair_square_estimate(j), F, None),
+    "correlation": (lambda j, a: correlation_estimate(j[:, :1], a), 0.0, 1.0),
+    "correlation of squares": (lambda j, a: correlation_estimate(j[:, :1] ** 2, a**2), (F - 1) / (3 * F - 1), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_false_alarms_are_at_most_the_declared_rate(name):
+    estimate, theory, scale = CLAIMS[name]
+    rng = np.random.default_rng(6)
+    repetitions, level, n = 1000, 0.05, 600
+    estimates = [estimate(*scaled_rows(rng, n, 20)) for _ in range(repetitions)]
+
+    def rate(theory):
+        claims = [Claim.of(name, theory, estimate, scale=scale) for estimate in estimates]
+        return np.mean([judge([claim], level)[0].p_value <= level for claim in claims])
+
+    limit = stats.binom.isf(1e-4, repetitions, level) / repetitions
+    assert rate(theory) <= limit
+    # a theory off by four standard errors is seen
+    assert rate(theory + 4 * np.median([e.standard_error for e in estimates])) > 0.6
+
+
+def test_students_t_alone_would_not_keep_its_rate_for_squares():
+    rng = np.random.default_rng(7)
+    repetitions, level, n = 20_000, 0.001, 64
+    squares = rng.standard_normal((repetitions, n), dtype=np.float32) ** 2
+    estimates = [mean_estimate(row) for row in squares]
+    corrected = [Claim.of("square", 1.0, e) for e in estimates]
+    plain = [Claim.of("square", 1.0, e, skewness=0.0) for e in estimates]
+    # one table of all, its unadjusted p-values
+    rates = [np.mean([j.p_value <= level for j in judge(table)]) for table in (corrected, plain)]
+    limit = stats.binom.isf(1e-4, repetitions, level) / repetitions
+    assert rates[0] <= limit
+    assert rates[1] > 5 * level
+
+
+# --- the law of an entry -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kurtosis", [3.0, 3.3, 6.0, 40.0])
+def test_scale_mixture_by_adaptive_quadrature(kurtosis):
+    w, variance = math.log(kurtosis / 3), 0.3
+
+    def integrand(y, x):
+        return stats.norm.cdf(x / math.sqrt(variance) * math.exp((w / 2 - math.sqrt(w) * y) / 2)) * stats.norm.pdf(y)
+
+    x = np.array([-2.0, -0.3, -0.01, 0.0, 0.2, 1.5])
+    expected = [integrate.quad(integrand, -12, 12, args=(value,), epsabs=1e-12, limit=200)[0] for value in x]
+    np.testing.assert_allclose(scale_mixture_cdf(x, variance, kurtosis), expected, atol=2e-6 if kurtosis > 10 else 1e-9)
+    # second and fourth moments by E x^k = 2 k int x^(k-1) (1 - F) over x > 0
+    x = np.linspace(0, 40, 20_001)
+    for power, moment in ((2, variance), (4, kurtosis * variance**2)) if kurtosis < 10 else ():
+        tail = np.trapezoid(x ** (power - 1) * (1 - scale_mixture_cdf(x, variance, kurtosis)), x)
+        assert 2 * power * tail == pytest.approx(moment, rel=1e-4)
+
+
+def test_law_test_keeps_its_rate_and_sees_a_wrong_law():
+    rng = np.random.default_rng(8)
+    samples = [scaled_rows(rng, 200, 1, f=2.0)[0][:, 0] for _ in range(300)]
+    rate = np.mean([law_test(sample, 1.0, 6.0).p_value <= 0.05 for sample in samples])
+    limits = [stats.binom.isf(tail, 300, 0.05) / 300 for tail in (1 - 1e-4, 1e-4)]
+    assert limits[0] <= rate <= limits[1]
+    big = scaled_rows(rng, 20_000, 1, f=2.0)[0][:, 0]
+    right, wrong = law_test(big, 1.0, 6.0), law_test(big, 1.0, 4.0)
+    assert right.p_value > 1e-3 > wrong.p_value
+    assert right.normal_distance > 5 * right.distance
+    for kurtosis, distance in ((6.0, right.distance), (3.0, right.normal_distance)):
+        same = stats.kstest(big[:500], lambda x, k=kurtosis: scale_mixture_cdf(x, 1.0, k))
+        got = law_test(big[:500], 1.0, kurtosis)
+        assert (got.distance, got.p_value) == pytest.approx((same.statistic, same.pvalue), rel=1e-6)
+        assert distance != got.distance
+    broken = law_test(np.append(big, [np.nan, np.inf]), 1.0, 6.0)
+    assert (broken.count, broken.nonfinite, broken.distance) == (20_000, 2, right.distance)
+
+
+@pytest.mark.parametrize(("width", "depth"), [(10, 3), (30, 10), (250, 10)])
+def test_scale_mixture_is_near_the_exact_law_of_a_relu_network(width, depth):
+    scale = relu_scales(np.random.default_rng(9), 100_000, width, depth)
+    x = np.linspace(0.1, 4, 40)
+    exact = np.array([stats.norm.cdf(value / np.sqrt(np.maximum(scale, 1e-300))).mean() for value in x])
+    f = (1 + 2 / width) * (1 + 5 / width) ** depth
+    distance = np.abs(exact - scale_mixture_cdf(x, 1.0, 3 * f)).max()
+    assert distance < 0.3 * math.log(f) / width + 5e-4
+    assert np.abs(exact - stats.norm.cdf(x)).max() > 3 * distance
+
+
+# --- the planner -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.5, 3.0])
+def test_networks_needed_is_the_inverse(spread):
+    n = networks_needed(spread, 0.05, 1e-4, 0.8)
+    assert smallest_visible_deviation(spread, n, 1e-4, 0.8) <= 0.05
+    assert n == 2 or smallest_visible_deviation(spread, n - 1, 1e-4, 0.8) > 0.05
+
+
+@pytest.mark.parametrize(("spread", "false_alarm"), [(0.1, 0.01), (0.5, 1e-4)])
+def test_the_planned_power_is_reached(spread, false_alarm):
+    n = networks_needed(spread, 0.05, false_alarm, 0.9)
+    rng = np.random.default_rng(10)
+    mean = rng.standard_normal(40_000) * spread / math.sqrt(n)
+    error = spread * np.sqrt(rng.chisquare(n - 1, 40_000) / (n - 1) / n)
+
+    def rejected(deviation):
+        return np.mean(np.abs(mean + deviation) / error > stats.t.isf(false_alarm / 2, n - 1))
+
+    assert rejected(0.05) == pytest.approx(0.9, abs=0.015)
+    assert rejected(0.04) < 0.75
+    assert rejected(0.0) == pytest.approx(false_alarm, abs=4 * math.sqrt(false_alarm / 40_000))
+
+
+def test_planner_limits_and_errors():
+    assert networks_needed(0.0) == 2
+    assert networks_needed(math.inf) == math.inf
+    spec = NetworkSpec(input_dim=4, output_dim=2, width=8, depth=3)
+    assert relative_spread(spec, "shift_variance") == 0
+    deep = NetworkSpec(input_dim=4, output_dim=2, width=8, depth=100_000)
+    assert relative_spread(deep, "jacobian_variance") == relative_spread(deep, "jacobian_kurtosis") == math.inf
+    for call, match in (
+        (lambda: smallest_visible_deviation(-1.0, 10), "relative_standard_deviation"),
+        (lambda: smallest_visible_deviation(math.nan, 10), "relative_standard_deviation"),
+        (lambda: smallest_visible_deviation(1.0, 1), "num_networks"),
+        (lambda: networks_needed(1.0, 0.0), "deviation"),
+        (lambda: networks_needed(1.0, false_alarm=0.0), "false_alarm"),
+        (lambda: networks_needed(1.0, power=1.0), "power"),
+        (lambda: relative_spread(spec, "loss"), "quantity"),
+        (lambda: relative_spread(spec, "pair_square", columns=1), "quantity"),
+        (lambda: relative_spread(spec, "jacobian_mean", rows=3), "rows, columns"),
+    ):
+        with pytest.raises(ValueError, match=f"{match}: expected"):
+            call()
+
+
+def networks(spec, n):
+    """J [n, K, d], J x / |x| [n, K] and a [n, K] of n networks at x = (1, -1, ...), orthogonal to what pairs see."""
+    x = np.resize([1.0, -1.0], spec.input_dim)
+
+    def flat(nets):
+        jacobian, shift = reference.linear_representation(nets, x)
+        return np.concatenate([jacobian, shift[..., None]], axis=2)
+
+    draws = reference.simulate(flat, 11, spec, n)
+    jacobian, shift = draws[..., :-1], draws[..., -1]
+    return jacobian, jacobian @ x / math.sqrt(spec.input_dim), shift
+
+
+@pytest.mark.parametrize(
+    ("block", "outputs", "slope"), [("vanilla", 1, 0.0), ("vanilla", 4, 0.3), ("signed", 4, 0.0), ("residual", 1, 0.0)]
+)
+def test_predicted_spreads_are_those_of_networks(block, outputs, slope):
+    spec = NetworkSpec(
+        input_dim=12,
+        output_dim=outputs,
+        width=96,
+        depth=3,
+        weight_variance=2.0 if block == "vanilla" else 0.5,
+        bias_variance=0.3,
+        negative_slope=slope,
+        block=block,
+    )
+    n = 4000
+    jacobian, along, shift = networks(spec, n)
+    estimates = {
+        "jacobian_mean": (mean_estimate(jacobian), math.sqrt(np.mean(jacobian**2))),
+        "jacobian_variance": (mean_estimate(jacobian**2), None),
+        "jacobian_kurtosis": (kurtosis_estimate(jacobian), None),
+        "pair_correlation": (pair_correlation_estimate(jacobian), 1.0),
+        "pair_square": (pair_square_estimate(jacobian), None),
+        "shift_mean": (mean_estimate(shift), math.sqrt(np.mean(shift**2))),
+        "shift_variance": (mean_estimate(shift**2), None),
+        "jacobian_shift_correlation": (correlation_estimate(along, shift), 1.0),
+    }
+    assert {*estimates, "operator_norm"} == set(QUANTITIES)
+    for name, (estimate, scale) in estimates.items():
+        measured = estimate.standard_error * math.sqrt(n) / (scale or estimate.value)
+        predicted = relative_spread(spec, name)
+        # a spread of fourth moments is an average of eighth powers: 4000 networks give it to a third
+        fourth = name in ("jacobian_kurtosis", "pair_square")
+        assert measured == pytest.approx(predicted, rel=0.35 if fourth else 0.1), name
+    part = mean_estimate(jacobian[:, :1, :5] ** 2)
+    assert part.standard_error * math.sqrt(n) / part.value == pytest.approx(
+        relative_spread(spec, "jacobian_variance", columns=5, rows=1), rel=0.1
+    )
+    norms = {
+        (1, 1): np.abs(jacobian).sum(axis=1).max(axis=1),
+        (2, 2): np.linalg.norm(jacobian, 2, axis=(1, 2)),
+        (math.inf, math.inf): np.abs(jacobian).sum(axis=2).max(axis=1),
+    }
+    for (p, q), norm in norms.items():
+        measured = norm.std() / norm.mean()
+        assert measured < 1.05 * relative_spread(spec, "operator_norm", p=p, q=q) < 2.5 * measured, (p, q)
+
+
+@pytest.mark.parametrize("block", ["vanilla", "signed"])
+def test_spreads_of_second_moments_are_exact_at_small_width(block):
+    spec = NetworkSpec(
+        input_dim=6,
+        output_dim=8,
+        width=24,
+        depth=2,
+        weight_variance=1.2,
+        bias_variance=0.4,
+        negative_slope=0.5,
+        block=block,
+    )
+    n = 40_000
+    jacobian, _, shift = networks(spec, n)
+    for name, squares in (
+        ("jacobian_variance", np.mean(jacobian**2, axis=(1, 2))),
+        ("shift_variance", np.mean(shift**2, 1)),
+    ):
+        measured, predicted = squares.std() / squares.mean(), relative_spread(spec, name)
+        tolerance = 3.5 * math.sqrt((stats.kurtosis(squares, fisher=False) - 1) / (4 * n))
+        assert abs(measured / predicted - 1) < tolerance, name
+        assert abs(measured / (1.05 * predicted) - 1) > tolerance, name
+    # entries, or rows, taken for independent samples promise too much
+    assert math.sqrt(2 / 48) < 0.8 * relative_spread(spec, "jacobian_variance")
+    one = relative_spread(spec, "jacobian_variance", rows=1) / math.sqrt(8)
+    assert one < 0.95 * relative_spread(spec, "jacobian_variance")
+
+
+def relu_scales(rng, n, width, depth):
+    """R^2 of n ReLU networks: |M_0|^2 = chi^2_N / N, then per layer 2 chi^2_B / N with B ~ Bin(N, 1/2) open gates."""
+    scale = rng.chisquare(width, n) / width
+    for _ in range(depth):
+        scale *= 2 / width * rng.chisquare(np.maximum(rng.binomial(width, 0.5, n), 1e-9))
+    return scale
+
+
+def test_spreads_of_fourth_moments_by_the_exact_scale_of_a_relu_network():
+    rng, n, spec = np.random.default_rng(12), 200_000, NetworkSpec(input_dim=16, output_dim=1, width=128, depth=3)
+    entries = np.sqrt(relu_scales(rng, n, 128, 3))[:, None] * rng.standard_normal((n, 16))
+    for name, estimate in (("jacobian_kurtosis", kurtosis_estimate), ("pair_square", pair_square_estimate)):
+        got = estimate(entries)
+        measured = got.standard_error * math.sqrt(n) / got.value
+        assert measured == pytest.approx(relative_spread(spec, name), rel=0.05)
+        assert measured != pytest.approx(relative_spread(spec, "jacobian_variance"), rel=0.05)
+
+
+@pytest.mark.parametrize("block", ["vanilla", "signed"])
+def test_the_spread_of_one_entry_is_its_kurtosis_less_one(block):
+    spec = NetworkSpec(4, 2, width=20, depth=5, weight_variance=1.3, negative_slope=-0.2, block=block)
+    variance = relative_spread(spec, "jacobian_variance", columns=1, rows=1) ** 2
+    assert variance == pytest.approx(float(theory.jacobian_kurtosis(spec)) - 1, rel=1e-5)
+    assert variance != pytest.approx(1.05 * float(theory.jacobian_kurtosis(spec)) - 1, rel=1e-2)
