@@ -1,0 +1,252 @@
+"""Random ReLU-like networks: drawing one, its forward pass, differences, pullback and pushforward.
+
+Everything is written for one network at one input [d] or a block of inputs [B, d], over the verbs of a matrix; the
+network that is returned is the one to ask next (see `mftadv.matrices`).
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from mftadv.matrices import DenseMatrix, Matrix, dense_gaussian
+from mftadv.spec import NetworkSpec
+
+__all__ = ["Evaluation", "Network", "Params", "apply", "difference", "evaluate", "forward", "init", "pullback"]
+
+
+class Params(NamedTuple):
+    """The trained part: W_l [N, N] and b_l [N], one entry a layer."""
+
+    weights: tuple[Matrix, ...]
+    biases: tuple[Float[Array, " N"], ...]
+
+
+class Frozen(NamedTuple):
+    """The part that is never trained: P_in [N, d], P_out [K, N], and the signs S_l [N] of a "signed" network."""
+
+    embedding: Matrix
+    readout: Matrix
+    signs: tuple[Float[Array, " N"], ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One draw from the law of a `NetworkSpec`."""
+
+    params: Params
+    frozen: Frozen
+    spec: NetworkSpec
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.frozen.embedding.dtype
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every answer leaves the network as it is."""
+        matrices = (self.frozen.embedding, *self.params.weights, self.frozen.readout)
+        return all(isinstance(matrix, DenseMatrix) for matrix in matrices)
+
+
+class Evaluation(NamedTuple):
+    """A function seen at a point, kept to ask for differences and derivatives there.
+
+    `output` is f(x) or a difference of f, [..., K]. `at` is what the derivatives need: the preactivations of every
+    layer, [..., N] each, or the input itself of a plain function. `network` is the `Network` to ask next, None for a
+    plain function.
+    """
+
+    output: Float[Array, "*points K"]
+    at: tuple[Float[Array, "*points _"], ...]
+    network: Any
+
+
+def init(key: Key[Array, ""], spec: NetworkSpec) -> Network:
+    """Draw one dense network.
+
+    P_in ~ N(0, 1/d), W_l ~ N(0, s/N), b_l ~ N(0, b2), P_out ~ N(0, 1/N), S_l = +-1 with equal odds.
+
+    Args:
+        key: a JAX key; "threefry4x32" keys draw two to three times as fast as the default on a CPU.
+        spec: the law of the network.
+
+    Returns:
+        The network, in the default float type of JAX.
+
+    Source: Kumano et al. 2023, section 3.
+    """
+    d, K, N, L = spec.input_dim, spec.output_dim, spec.width, spec.depth
+    # Derived in a loop: a compiler that fuses a key's derivation into a draw repeats it for every entry drawn.
+    keys = jax.lax.map(lambda tag: jax.random.fold_in(key, tag), jnp.arange(4 + L))
+    weight_variance = jnp.asarray(spec.weight_variance, float) / N
+    bias_deviation = jnp.sqrt(jnp.asarray(spec.bias_variance, float))
+    embedding = dense_gaussian(keys[0], (N, d), 1 / d)
+    readout = dense_gaussian(keys[1], (K, N), 1 / N)
+    biases = bias_deviation * jax.random.normal(keys[2], (L, N))
+    signs = jax.random.rademacher(keys[3], (L, N), float) if spec.block == "signed" else ()
+    weights = (dense_gaussian(keys[4 + i], (N, N), weight_variance) for i in range(L))
+    return Network(Params(tuple(weights), tuple(biases)), Frozen(embedding, readout, tuple(signs)), spec)
+
+
+def apply(network: Network, x: Float[Array, "*B d"]) -> Float[Array, "*B K"]:
+    """The output f(x) of a dense network.
+
+    Args:
+        network: a network whose matrices are dense.
+        x: one input [d] or a block of inputs [B, d].
+
+    Raises:
+        ValueError: the network reveals its matrices as they are asked, so that an answer without the network to ask
+            next would be lost (use `evaluate`); or x has the wrong shape.
+    """
+    if not network.is_dense:
+        raise ValueError("network: expected dense matrices, got others; use evaluate(network, x), and its network next")
+    return evaluate(network, x)[0]
+
+
+def evaluate(network: Network, x: Float[Array, "*B d"]) -> tuple[Float[Array, "*B K"], Network]:
+    """The output f(x) of any network, and the network to ask next.
+
+    Raises:
+        ValueError: x is not [d] or [B, d] with the d of the network.
+    """
+    evaluation = forward(network, x)
+    return evaluation.output, evaluation.network
+
+
+def forward(network: Network, x: Float[Array, "*B d"]) -> Evaluation:
+    """Evaluate f at x, keeping what differences and derivatives there need."""
+    x = _check_input(network, x)
+    embedding, h = network.frozen.embedding.matvec(x)
+
+    def layer(matrix, bias, _, h):
+        matrix, z = matrix.matvec(h)
+        z = z + _trailing(bias, z)
+        return matrix, z, _activation(network.spec, z)
+
+    return _through_layers(network, embedding, h, layer)
+
+
+def difference(network: Network, base: Evaluation, eta: Float[Array, "*points d"]) -> Evaluation:
+    """F(x + eta) - f(x), with no subtraction of nearly equal numbers, and the derivatives at x + eta.
+
+    dz = W dh;  dh' = e dh + S (phi(z + dz) - phi(z)), which is slope * dz where no gate moves.
+
+    Args:
+        network: the network to ask.
+        base: `forward(network, x)` for one input [d] or a block [B, d].
+        eta: perturbations of the shape of x, or [R, d] ([B, R, d]) for several of each input.
+    """
+    embedding, dh = network.frozen.embedding.matvec(_check_input(network, eta, "eta", base.output.ndim + 1))
+
+    def layer(matrix, _, z, dh):
+        matrix, dz = matrix.matvec(dh)
+        before = _of_points(z, dz)
+        after = before + dz
+        moved = (after >= 0) != (before >= 0)
+        jump = _activation(network.spec, after) - _activation(network.spec, before)
+        return matrix, after, jnp.where(moved, jump, _slope(network.spec, after) * dz)
+
+    return _through_layers(network, embedding, dh, layer, base.at)
+
+
+def pullback(
+    network: Network, at: Evaluation, cotangents: Float[Array, "*points K"]
+) -> tuple[Float[Array, "*points d"], Float[Array, "*points"], Network]:
+    """The rows g J(x) and the numbers g . a(x) for cotangents g, and the network to ask next.
+
+    One backward pass gives both: with c_l the cotangent of the preactivation of layer l, g J = c_1 W_1 P_in ... and
+    g . a = sum_l <c_l, b_l>, free of the cancellation of f - J x.
+
+    Args:
+        network: the network to ask.
+        at: where: the result of `forward` or `difference`.
+        cotangents: g, one of each point, [*points, K], or several, [*points, R, K]; axes of points may have size 1.
+    """
+    params, frozen, spec = network.params, network.frozen, network.spec
+    readout, g = frozen.readout.rmatvec(cotangents)
+    weights, shift = [], jnp.zeros((), g.dtype)
+    for i in reversed(range(spec.depth)):
+        c = g * _trailing(frozen.signs[i], g) if frozen.signs else g
+        c = c * _of_points(_slope(spec, at.at[i]), c)
+        shift = shift + jnp.sum(c * _trailing(params.biases[i], c), axis=-1)
+        matrix, below = params.weights[i].rmatvec(c)
+        weights.append(matrix)
+        g = g + below if spec.has_shortcut else below
+    embedding, rows = frozen.embedding.rmatvec(g)
+    return rows, shift, _with_matrices(network, embedding, weights[::-1], readout)
+
+
+def pushforward(
+    network: Network, at: Evaluation, tangents: Float[Array, "*rows d"], constants: Float[Array, "*rows"]
+) -> tuple[Float[Array, "*rows K"], Network]:
+    """J(x) t + c a(x) for tangents t and constants c, and the network to ask next.
+
+    The same gates carry tangents and, in proportion to c, the biases: t = 0 with c = 1 is the shift, t = x with
+    c = 1 is f(x).
+
+    Args:
+        network: the network to ask.
+        at: where: the result of `forward` or `difference`.
+        tangents: t, one of each point, [*points, d], or several, [*points, R, d]; axes of points may have size 1.
+        constants: c, one of each tangent.
+    """
+    embedding, h = network.frozen.embedding.matvec(tangents)
+
+    def layer(matrix, bias, z, h):
+        matrix, t = matrix.matvec(h)
+        t = t + constants[..., None] * _trailing(bias, t)
+        return matrix, z, _of_points(_slope(network.spec, z), t) * t
+
+    evaluation = _through_layers(network, embedding, h, layer, at.at)
+    return evaluation.output, evaluation.network
+
+
+def _through_layers(network: Network, embedding: Matrix, h: Array, layer, kept=None) -> Evaluation:
+    """Carry h upwards: layer(W_l, b_l, kept_l, h) gives W_l to ask next, what to keep of the layer, and its branch."""
+    params, frozen = network.params, network.frozen
+    weights, at = [], []
+    for i, (matrix, bias) in enumerate(zip(params.weights, params.biases, strict=True)):
+        matrix, z, branch = layer(matrix, bias, kept[i] if kept else None, h)
+        branch = branch * _trailing(frozen.signs[i], branch) if frozen.signs else branch
+        h = h + branch if network.spec.has_shortcut else branch
+        weights.append(matrix)
+        at.append(z)
+    readout, output = frozen.readout.matvec(h)
+    return Evaluation(output, tuple(at), _with_matrices(network, embedding, weights, readout))
+
+
+def _with_matrices(network: Network, embedding: Matrix, weights, readout: Matrix) -> Network:
+    params = network.params._replace(weights=tuple(weights))
+    return Network(params, network.frozen._replace(embedding=embedding, readout=readout), network.spec)
+
+
+def _slope(spec: NetworkSpec, z: Array) -> Array:
+    """phi'(z), with the gate of z = 0 open."""
+    return jnp.where(z >= 0, jnp.asarray(spec.positive_slope, z.dtype), jnp.asarray(spec.negative_slope, z.dtype))
+
+
+def _activation(spec: NetworkSpec, z: Array) -> Array:
+    return _slope(spec, z) * z
+
+
+def _trailing(values: Array, rows: Array) -> Array:
+    """`values` shaped to meet the last axes of `rows`: what all points share."""
+    return values.reshape((1,) * (rows.ndim - values.ndim) + values.shape)
+
+
+def _of_points(values: Array, rows: Array) -> Array:
+    """`values` [*points, N] shaped to meet rows [*points, N], or the several rows of each point, [*points, R, N]."""
+    return values if values.ndim == rows.ndim else values[..., None, :]
+
+
+def _check_input(network: Network, x: Array, name: str = "x", max_ndim: int = 2) -> Array:
+    d = network.spec.input_dim
+    x = jnp.asarray(x)
+    if not 1 <= x.ndim <= max_ndim or x.shape[-1] != d:
+        raise ValueError(f"{name}: expected shape [{d}] or [B, {d}], got {list(x.shape)}")
+    return x.astype(network.dtype)

@@ -1,0 +1,253 @@
+"""Networks, the oracle and the linear representation against float64 NumPy, JAX's own derivatives, and each other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mftadv import linear, network, oracle
+from mftadv.network import apply, evaluate, forward, init
+from mftadv.spec import NetworkSpec
+
+from . import reference
+
+BLOCKS = ("vanilla", "residual", "signed")
+
+
+def make_spec(block="vanilla", d=7, K=3, N=16, L=4, s=1.6, b2=0.3, u=1.0, v=0.2):
+    return NetworkSpec(d, K, N, L, s, b2, u, v, block)
+
+
+def as_reference(net):
+    """The same network in the float64 reference, as a batch of one."""
+    take = lambda values: np.asarray(values, np.float64)[None]  # noqa: E731
+    signs = net.frozen.signs or [np.ones(net.spec.width)] * net.spec.depth
+    return reference.Networks(
+        net.spec,
+        take(net.frozen.embedding.entries),
+        [take(w.entries) for w in net.params.weights],
+        [take(b) for b in net.params.biases],
+        [take(s) for s in signs],
+        take(net.frozen.readout.entries),
+    )
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(3)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("K", [3, 12])  # rows by pullback, columns by pushforward
+def test_linear_representation_is_the_reference(key, block, K):
+    spec = make_spec(block, K=K)
+    net = init(key, spec)
+    x = jax.random.normal(jax.random.key(1), (7,))
+    rep = jax.jit(linear.linear_representation)(net, x)
+    jacobian, shift = reference.linear_representation(as_reference(net), np.asarray(x, np.float64))
+    output = reference.forward(as_reference(net), np.asarray(x, np.float64))[0]
+    np.testing.assert_allclose(rep.jacobian, jacobian[0], rtol=1e-4, atol=2e-6)
+    np.testing.assert_allclose(rep.shift, shift[0], rtol=1e-4, atol=2e-6)
+    np.testing.assert_allclose(rep.output, output[0], rtol=1e-4, atol=2e-6)
+    np.testing.assert_allclose(rep.jacobian, jax.jacrev(lambda x: apply(net, x))(x), rtol=1e-4, atol=2e-6)
+    assert rep.network is None
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("K", [3, 12])
+def test_shift_by_three_routes(block, K):
+    with jax.enable_x64(True):
+        net = init(jax.random.key(5), make_spec(block, K=K))
+        x = jax.random.normal(jax.random.key(1), (7,))
+        rep = linear.linear_representation(net, x)
+        by_difference = rep.output - rep.jacobian @ x
+        by_propagation, _ = network.pushforward(net, forward(net, x), jnp.zeros((1, 7)), jnp.ones(1))
+        np.testing.assert_allclose(rep.shift, by_difference, rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(rep.shift, by_propagation[0], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("K", [2, 9])
+def test_shift_is_exactly_zero_without_biases(key, K):
+    net = init(key, make_spec(K=K, b2=0.0))
+    rep = linear.linear_representation(net, jax.random.normal(key, (5, 7)))
+    assert np.all(np.asarray(rep.shift) == 0)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("K", [3, 12])
+@pytest.mark.parametrize("chunk_size", [None, 1, 4, 1000])
+def test_blocks_and_chunks_are_loops(key, block, K, chunk_size):
+    net = init(key, make_spec(block, K=K))
+    xs = jax.random.normal(jax.random.key(1), (5, 7))
+    plain = lambda x: apply(net, x)  # noqa: E731
+    for source in (net, plain):
+        block_rep = linear.linear_representation(source, xs, chunk_size=chunk_size)
+        for i, x in enumerate(xs):
+            rep = linear.linear_representation(net, x)
+            np.testing.assert_allclose(block_rep.jacobian[i], rep.jacobian, rtol=2e-4, atol=5e-6)
+            np.testing.assert_allclose(block_rep.shift[i], rep.shift, rtol=2e-4, atol=5e-6)
+            np.testing.assert_allclose(block_rep.output[i], rep.output, rtol=2e-4, atol=5e-6)
+    one = linear.linear_representation(plain, xs[0], chunk_size=chunk_size)
+    np.testing.assert_allclose(one.jacobian, block_rep.jacobian[0], rtol=2e-4, atol=5e-6)
+
+
+def test_chunks_bound_the_memory():
+    spec = NetworkSpec(64, 32, 512, 4)
+    net, xs = init(jax.random.key(0), spec), jnp.ones((32, 64))
+
+    def temporaries(chunk_size):
+        ask = jax.jit(lambda net, xs: linear.linear_representation(net, xs, chunk_size=chunk_size).jacobian)
+        return ask.lower(net, xs).compile().memory_analysis().temp_size_in_bytes
+
+    whole, chunked = temporaries(None), temporaries(16)
+    assert whole > 32 * 32 * 512 * 4  # one layer's cotangents of all rows at once
+    assert chunked < whole / 3
+
+
+def test_one_pass_over_the_weights():
+    """A block of inputs multiplies every matrix twice, once up and once down, however many inputs it holds."""
+    net = init(jax.random.key(0), make_spec(L=3))
+    jaxpr = jax.make_jaxpr(lambda xs: linear.linear_representation(net, xs).jacobian)(jnp.ones((6, 7)))
+    products = [eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "dot_general"]
+    assert len(products) == 2 * (3 + 2)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_gate_at_zero_is_open(block):
+    spec = make_spec(block, d=1, K=1, N=1, L=1, s=1.0, b2=0.0, u=3.0, v=-2.0)
+    net = init(jax.random.key(0), spec)
+    ones = jax.tree.map(jnp.ones_like, (net.params.weights, net.frozen))
+    net = network.Network(net.params._replace(weights=ones[0]), ones[1], spec)
+    slope = {"vanilla": 3.0, "residual": 4.0, "signed": 4.0}[block]
+    rep = linear.linear_representation(net, jnp.zeros(1))
+    assert rep.jacobian.item() == slope
+    assert linear.linear_representation(net, -jnp.ones(1)).jacobian.item() == slope - 5.0
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("size", [1e-7, 1e-4, 0.3])
+def test_difference_is_right_however_small(block, size):
+    spec = make_spec(block)
+    net = init(jax.random.key(2), spec)
+    xs = jax.random.normal(jax.random.key(1), (3, 7))
+    etas = size * jax.random.normal(jax.random.key(4), (3, 5, 7))
+    moved = network.difference(net, forward(net, xs), etas)
+    exact = as_reference(net)
+    for i in range(3):
+        base = reference.forward(exact, np.asarray(xs[i], np.float64))[0][0]
+        for j in range(5):
+            there = np.asarray(xs[i], np.float64) + np.asarray(etas[i, j], np.float64)
+            expected = reference.forward(exact, there)[0][0] - base
+            np.testing.assert_allclose(moved.output[i, j], expected, rtol=1e-5, atol=3e-6 * np.abs(expected).max())
+            # and the gradient there, at a point that float32 may not tell from x
+            jacobian, shift = reference.linear_representation(exact, there)
+            rows, shifts, _ = network.pullback(net, moved, jnp.broadcast_to(jnp.eye(3)[0], (3, 5, 3)))
+            np.testing.assert_allclose(rows[i, j], jacobian[0][0], rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(shifts[i, j], shift[0][0], rtol=1e-4, atol=1e-5)
+    single = network.difference(net, forward(net, xs[0]), etas[0, 0])
+    np.testing.assert_allclose(single.output, moved.output[0, 0], rtol=1e-5, atol=1e-6 * size)
+
+
+def test_oracle_sees_a_function_as_it_sees_a_network():
+    with jax.enable_x64(True):
+        net = init(jax.random.key(2), make_spec())
+        xs = jax.random.normal(jax.random.key(1), (4, 7))
+        etas = jax.random.normal(jax.random.key(2), (4, 2, 7))
+        cotangents = jax.random.normal(jax.random.key(3), (4, 2, 3))
+        tangents, constants = jax.random.normal(jax.random.key(4), (4, 2, 7)), jnp.array([[0.0, 2.0]])
+        seen = []
+        for source in (net, lambda x: apply(net, x)):
+            base = oracle.value(source, xs)
+            moved = oracle.difference(source, base, etas)
+            answers = [base.output, moved.output, oracle.difference(source, base, etas[:, 0]).output]
+            answers += oracle.pullback(source, base, cotangents)[:2] + oracle.pullback(source, moved, cotangents)[:2]
+            answers += oracle.pullback(source, base, cotangents[:, 0])[:2]
+            answers += [oracle.pushforward(source, base, tangents, constants)[0]]
+            answers += [oracle.pushforward(source, base, tangents[:, 0], jnp.ones(4))[0]]
+            seen.append(answers)
+        for a, b in zip(*seen, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_vmap_over_networks_is_a_loop_and_jit_is_eager():
+    spec = make_spec("signed")
+    keys, x = jax.random.split(jax.random.key(0), 3), jnp.linspace(-1, 1, 7)
+
+    def one(key, spec):
+        rep = linear.linear_representation(init(key, spec), x)
+        return rep.jacobian, rep.shift
+
+    batch = jax.jit(jax.vmap(one, in_axes=(0, None)))(keys, spec)
+    for i, key in enumerate(keys):
+        for a, b in zip(batch, one(key, spec), strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-5)
+
+
+def test_leaves_of_the_spec_do_not_recompile_and_vmap():
+    traces = []
+
+    @jax.jit
+    def output(key, spec, x):
+        traces.append(1)
+        return apply(init(key, spec), x)
+
+    x = jnp.ones(7)
+    for s, b2, v in [(1.0, 0.0, 0.0), (2.0, 0.1, 0.5), (0.5, 3.0, -1.0)]:
+        output(jax.random.key(0), make_spec(s=s, b2=b2, v=v), x)
+    assert len(traces) == 1
+    specs = make_spec(s=jnp.array([1.0, 4.0]), b2=jnp.array([0.1, 0.1]), v=jnp.zeros(2), u=jnp.ones(2))
+    swept = jax.vmap(lambda spec: apply(init(jax.random.key(0), spec), x))(specs)
+    np.testing.assert_allclose(swept[1], apply(init(jax.random.key(0), make_spec(s=4.0, b2=0.1, v=0.0)), x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_init_has_the_variances_it_promises(block):
+    spec = NetworkSpec(400, 300, 300, 2, 1.7, 0.4, block=block)
+    net = jax.jit(init)(jax.random.key(0), spec)
+    promised = [(net.frozen.embedding.entries, 1 / 400), (net.frozen.readout.entries, 1 / 300)]
+    promised += [(w.entries, 1.7 / 300) for w in net.params.weights] + [(b, 0.4) for b in net.params.biases]
+    for values, variance in promised:
+        values = np.asarray(values, np.float64)
+        relative = np.mean(values**2) / variance - 1
+        assert abs(relative) < 4.5 * np.sqrt(2 / values.size)
+        assert abs(values.mean()) < 4.5 * np.sqrt(variance / values.size)
+        # at the size of a matrix a variance 5% off is seen (a bias of 300 entries cannot show it)
+        assert values.size < 1000 or abs(1.05 * (1 + relative) - 1) > 4.5 * np.sqrt(2 / values.size)
+    for signs in net.frozen.signs:
+        assert set(np.unique(signs)) == {-1.0, 1.0}
+    assert bool(net.frozen.signs) == (block == "signed")
+    flat = [np.asarray(w.entries).ravel()[:90000] for w in net.params.weights]
+    assert abs(np.corrcoef(flat[0], flat[1])[0, 1]) < 4.5 / 300
+
+
+def test_dtypes():
+    net = init(jax.random.key(0), make_spec())
+    rep = linear.linear_representation(net, np.ones(7))  # float64 data, float32 network
+    assert {leaf.dtype for leaf in jax.tree.leaves(rep)} == {jnp.dtype("float32")}
+    with jax.enable_x64(True):
+        net = init(jax.random.key(0), make_spec("signed"))
+        rep = linear.linear_representation(net, np.ones(7))
+        assert {leaf.dtype for leaf in jax.tree.leaves(rep)} == {jnp.dtype("float64")}
+
+
+def test_evaluate_returns_the_network():
+    net = init(jax.random.key(0), make_spec())
+    output, again = evaluate(net, jnp.ones(7))
+    assert again.is_dense
+    np.testing.assert_array_equal(output, apply(net, jnp.ones(7)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda net: apply(net, jnp.ones(6)), r"x: expected shape \[7\] or \[B, 7\], got \[6\]"),
+        (lambda net: apply(net, jnp.ones((2, 2, 7))), r"x: expected shape .* got \[2, 2, 7\]"),
+        (lambda net: linear.linear_representation(net, jnp.ones(7), chunk_size=0), "chunk_size: expected"),
+        (lambda net: linear.linear_representation("f", jnp.ones(7)), "net_or_f: expected .* got str"),
+        (lambda net: linear.linear_representation(jnp.sum, jnp.ones(7)), r"net_or_f: .* \[K\] for one input \[d\]"),
+        (lambda net: linear.linear_representation(jnp.sin, jnp.ones((1, 1, 7))), "x: expected shape"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(init(jax.random.key(0), make_spec()))
