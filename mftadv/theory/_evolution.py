@@ -1,0 +1,224 @@
+"""Weight variance under adversarial training: gradient flow on L_adv = eps beta omega^{L/2}.
+
+With y = ln A, A = alpha s the branch gain, kappa = 2 eps beta alpha / N and m = L/2 - 1, every block obeys
+
+    dy/dt = -kappa omega^m,      omega = e^y ("vanilla") or 1 + e^y ("residual", "signed"),
+
+so y depends on time through kappa t alone, the "elapsed" time below.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike
+
+from mftadv.spec import NetworkSpec, _concrete
+from mftadv.theory._coefficients import operator_norm_coefficient
+from mftadv.theory._laws import Scalar, alpha, branch_gain, leaves, propagation_factor
+
+# of Gauss-Legendre quadrature in v; below -_REACH the integrand is 1 to rounding, and after _REACH it has died out
+_PANELS = 20
+_REACH = 40.0
+_ABSCISSAE, _WEIGHTS = np.polynomial.legendre.leggauss(16)
+_OFFSETS = (np.arange(_PANELS)[:, None] + (_ABSCISSAE + 1) / 2).ravel()
+_NEWTON_STEPS = 8
+
+
+def check_size(name: str, value: ArrayLike, positive: bool = False) -> Scalar:
+    """The value as an array of the default float dtype.
+
+    Raises:
+        ValueError: a concrete `value` is not finite, negative, or 0 where it must be positive.
+    """
+    concrete = _concrete(value)
+    if concrete is not None and not np.all(np.isfinite(concrete) & ((concrete > 0) if positive else (concrete >= 0))):
+        raise ValueError(f"{name}: expected a finite number {'> 0' if positive else '>= 0'}, got {value!r}")
+    return jnp.asarray(value, dtype=float)
+
+
+def _saturation(dtype: Any) -> float:
+    """What stands for an overflown factor of 0 in a derivative, with room for further factors."""
+    return float(jnp.finfo(dtype).max) ** 0.75
+
+
+def decay_constant(spec: NetworkSpec, eps: ArrayLike, p: float, q: float, kind: str) -> Scalar:
+    """Kappa = 2 eps beta_{p,q} alpha / N, the rate of ln s where omega = 1."""
+    beta = operator_norm_coefficient(p, q, spec.input_dim, spec.output_dim, kind=kind)
+    return check_size("eps", eps) * (2 * beta / spec.width) * alpha(spec)
+
+
+def scaled_power(scale: Scalar, base: Scalar, exponent: float) -> Scalar:
+    """Scale base^exponent, which is 0 for a scale of 0 even where the power overflows."""
+    lost = (scale == 0) & jnp.isinf(base**exponent)
+    power = jnp.where(lost, 1.0, base) ** exponent
+    return scale * jnp.where(lost, _saturation(power.dtype), power)
+
+
+def vanilla_log_gain(log_gain: Any, elapsed: Any, depth: int, xp: Any = jnp) -> Any:
+    """The root y of e^{-m y} = e^{-m y_0} + m elapsed; -inf once a single layer is extinct."""
+    m = depth / 2 - 1
+    if depth == 1:
+        return 2 * xp.log(xp.maximum(xp.exp(log_gain / 2) - elapsed / 2, 0.0))
+    if depth == 2:
+        return log_gain - elapsed
+    return -xp.logaddexp(-m * log_gain, xp.log(m * elapsed)) / m
+
+
+def _inverse_softplus(x: Scalar) -> Scalar:
+    return x + jnp.log(-jnp.expm1(-x))
+
+
+def _log_density(v: Scalar, m: float) -> Scalar:
+    """Ln of omega^{-m} dy/dv = e^{-z} (1 - e^{-z}) / (m (1 - e^{-z/m})), z = m ln omega = softplus(v); 0 at v = -inf.
+
+    v is linear in y where m A is small and in m ln omega beyond, and no singularity comes nearer than pi to the real
+    axis: panels no longer than 4 resolve every depth to rounding.
+    """
+    power = jax.nn.softplus(jnp.maximum(v, -_REACH))
+    return -power + jnp.log(jnp.expm1(-power) / jnp.expm1(-power / m) / m)
+
+
+def _log_age(v: Scalar, m: float) -> Scalar:
+    """Ln of the integral of omega^{-m} dy from v to infinity: the elapsed time since an infinite variance."""
+    start = jnp.maximum(v, -_REACH)
+    panel = (jnp.maximum(start, 0.0) + _REACH - start) / _PANELS
+    nodes = start + panel * jnp.asarray(_OFFSETS, dtype=panel.dtype)
+    weights = panel / 2 * jnp.asarray(np.tile(_WEIGHTS, _PANELS), dtype=panel.dtype)
+    # scaled by its value at the start, which may underflow
+    scale = -jax.nn.softplus(start)
+    integral = scale + jnp.log(jnp.sum(weights * jnp.exp(_log_density(nodes, m) - scale)))
+    return jnp.logaddexp(jnp.log(start - v), integral)
+
+
+def _straighten(log_age: Scalar) -> tuple[Scalar, Scalar]:
+    """Ln(e^age - 1), nearly linear in v, and its derivative in ln age."""
+    age = jnp.maximum(jnp.exp(log_age), jnp.finfo(log_age.dtype).tiny)
+    ratio = -jnp.expm1(-age) / age
+    return log_age + age + jnp.log(ratio), 1 / ratio
+
+
+def _deep_shortcut(log_gain: Scalar, elapsed: Scalar, m: float) -> Scalar:
+    """The root y of age(y) = age(y_0) + elapsed for m > 0, by Newton's method in v (5 steps reach rounding)."""
+    initial = _inverse_softplus(m * jax.nn.softplus(log_gain))
+    target, _ = _straighten(jnp.logaddexp(_log_age(initial, m), jnp.log(elapsed)))
+
+    def newton_step(_, v):
+        log_age = _log_age(v, m)
+        value, derivative = _straighten(log_age)
+        return v + (value - target) / (derivative * jnp.exp(_log_density(v, m) - log_age))
+
+    v = jax.lax.fori_loop(0, _NEWTON_STEPS, newton_step, initial)
+    return _inverse_softplus(jax.nn.softplus(v) / m)
+
+
+def _single_shortcut(log_gain: Scalar, elapsed: Scalar) -> Scalar:
+    """The root y of h(y) = h(y_0) - elapsed, h = 2 sqrt(omega) + ln((sqrt(omega) - 1) / (sqrt(omega) + 1))."""
+
+    def clock(y):
+        bulk = jnp.maximum(y, -_REACH)
+        log_omega = jax.nn.softplus(bulk)
+        return 2 * jnp.exp(log_omega / 2) + jnp.log(jnp.tanh(log_omega / 4)) + (y - bulk)
+
+    target = clock(log_gain) - elapsed
+    # the logarithm is above -ln 3 for sqrt(omega) >= 2; from above the root of a convex function Newton only descends
+    above = jnp.maximum((target + math.log(3)) / 2, 2.0)
+
+    def newton_step(_, y):
+        return y - (clock(y) - target) * jnp.exp(-jax.nn.softplus(y) / 2)
+
+    return jax.lax.fori_loop(0, _NEWTON_STEPS, newton_step, jnp.minimum(log_gain, jnp.log(above**2 - 1)))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _log_gain(log_gain: Scalar, elapsed: Scalar, depth: int, shortcut: bool) -> Scalar:
+    """Y after the elapsed time, from y_0."""
+    if not shortcut or depth == 2:
+        return vanilla_log_gain(log_gain, elapsed, depth)
+    return _single_shortcut(log_gain, elapsed) if depth == 1 else _deep_shortcut(log_gain, elapsed, depth / 2 - 1)
+
+
+@_log_gain.defjvp
+def _log_gain_jvp(depth, shortcut, primals, tangents):
+    """Dy = (omega / omega_0)^m dy_0 - omega^m d elapsed, by the flow itself: no root is differentiated."""
+    final = _log_gain(*primals, depth, shortcut)
+    powers = [(depth / 2 - 1) * (jax.nn.softplus(y) if shortcut else y) for y in (final, primals[0])]
+    ceiling = math.log(_saturation(final.dtype))
+    from_start, from_elapsed = (jnp.exp(jnp.minimum(x, ceiling)) for x in (powers[0] - powers[1], powers[0]))
+    return final, from_start * tangents[0] - from_elapsed * tangents[1]
+
+
+def weight_variance(
+    spec: NetworkSpec, t: ArrayLike, eps: ArrayLike, p: float, q: float, kind: str = "chevet"
+) -> Scalar:
+    """The weight variance s(t) after adversarial training for a time t, from s_0 = `spec.weight_variance`.
+
+    With kappa = 2 eps beta_{p,q} alpha / N, m = L/2 - 1 and omega_0 the initial propagation factor,
+
+        vanilla            s_0 (1 + m kappa t omega_0^m)^{-1/m}     m > 0
+                           s_0 exp(-kappa t)                        L = 2
+                           s_0 max(0, 1 - kappa t / (2 sqrt(omega_0)))^2      L = 1
+        residual, signed   the root s of  kappa t = int_{ln alpha s}^{ln alpha s_0} (1 + e^y)^{-m} dy
+
+    Derivatives in t, eps and the leaves of `spec` are exact; where omega_0^m overflows they saturate.
+
+    Args:
+        spec: the initial law; every leaf is traced.
+        t: the training time t >= 0 (learning rate times steps), traced; it broadcasts against the leaves.
+        eps: the radius of the attack, >= 0, traced.
+        p: the norm of the attack, in [1, inf].
+        q: the norm of the output, in [1, inf].
+        kind: the coefficient beta, see `operator_norm_coefficient`.
+
+    Returns:
+        s(t), of the broadcast shape of t, eps and the leaves; 0 stays 0.
+
+    Raises:
+        ValueError: an argument is outside its range, or (p, q) has no coefficient of that kind.
+
+    Source: "vanilla" with m > 0, Kumano et al. 2023, weight variance under adversarial training (gradient flow on
+    L_adv alone, infinite width); the other depths and the shortcut, whose flow is ds/dt = -kappa s (1 + alpha s)^m,
+    are ours. It is right at t = 0 and does not hold for long: training also turns the weights towards the
+    adversarial direction and the loss falls much faster than omega^{L/2}, so that the variance decays less than
+    this. `validity_horizon` says for how long it may be used.
+    """
+    start, gain, mean_slope = leaves(spec)[0], branch_gain(spec), alpha(spec)
+    elapsed = decay_constant(spec, eps, p, q, kind) * check_size("t", t)
+    positive = gain > 0
+    # any gain far below 1 / L has the limit of a vanishing one
+    log_gain = jnp.log(jnp.where(positive, gain, float(jnp.finfo(gain.dtype).tiny) ** 0.5))
+    flow = jnp.vectorize(partial(_log_gain, depth=spec.depth, shortcut=spec.has_shortcut))
+    final = flow(log_gain, elapsed)
+    return jnp.where(positive, jnp.exp(final) / mean_slope, start * jnp.exp(final - log_gain))
+
+
+def weight_variance_rate(spec: NetworkSpec, eps: ArrayLike, p: float, q: float, kind: str = "chevet") -> Scalar:
+    """The rate ds/dt of the weight variance at the law `spec`, the start of adversarial training.
+
+        vanilla            -(2 eps beta_{p,q} / N) omega^{L/2}
+        residual, signed   -(2 eps beta_{p,q} / N) omega^{L/2} r,      r = A / (1 + A), A = alpha s
+
+    Args:
+        spec: the law; every leaf is traced.
+        eps: the radius of the attack, >= 0, traced.
+        p: the norm of the attack, in [1, inf].
+        q: the norm of the output, in [1, inf].
+        kind: the coefficient beta, see `operator_norm_coefficient`.
+
+    Returns:
+        ds/dt <= 0, shaped like the leaves of `spec`; -inf where it overflows.
+
+    Raises:
+        ValueError: an argument is outside its range, or (p, q) has no coefficient of that kind.
+
+    Source: "vanilla", Kumano et al. 2023; the shortcut is ours. A layer's share follows from homogeneity: f and L_adv
+    are of degree one in each W_l without bias, so d|W_l|_F^2 / dt = -2 L_adv for "vanilla" at any width (flow on L_adv
+    alone); the branch carries the mean share r of it for a shortcut, at infinite width.
+    """
+    kappa, omega = decay_constant(spec, eps, p, q, kind), propagation_factor(spec)
+    if not spec.has_shortcut:
+        return -scaled_power(kappa / alpha(spec), omega, spec.depth / 2)
+    return -scaled_power(kappa * leaves(spec)[0], omega, spec.depth / 2 - 1)
