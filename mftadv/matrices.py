@@ -6,7 +6,7 @@ is touched: code written over these verbs serves every kind.
 """
 
 import dataclasses
-from typing import Protocol, Self
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +15,18 @@ from jaxtyping import Array, Float, Key
 __all__ = ["DenseMatrix", "Matrix", "dense_gaussian", "matmul_precision"]
 
 
+@runtime_checkable
 class Matrix(Protocol):
     """A linear map W [m, n] with its transpose; a product may reveal more of W, hence the returned matrix."""
 
     @property
     def dtype(self) -> jnp.dtype: ...
 
-    def matvec(self, v: Float[Array, "*rows n"]) -> tuple[Self, Float[Array, "*rows m"]]:
+    def matvec(self, v: Float[Array, "*rows n"]) -> tuple["Matrix", Float[Array, "*rows m"]]:
         """W v for each row v, and the matrix to ask next."""
         ...
 
-    def rmatvec(self, v: Float[Array, "*rows m"]) -> tuple[Self, Float[Array, "*rows n"]]:
+    def rmatvec(self, v: Float[Array, "*rows m"]) -> tuple["Matrix", Float[Array, "*rows n"]]:
         """W^T v for each row v, and the matrix to ask next."""
         ...
 
@@ -41,10 +42,10 @@ class DenseMatrix:
     def dtype(self) -> jnp.dtype:
         return self.entries.dtype
 
-    def matvec(self, v: Float[Array, "*rows n"]) -> tuple[Self, Float[Array, "*rows m"]]:
+    def matvec(self, v: Float[Array, "*rows n"]) -> tuple["DenseMatrix", Float[Array, "*rows m"]]:
         return self, _contract(v, self.entries, 1)
 
-    def rmatvec(self, v: Float[Array, "*rows m"]) -> tuple[Self, Float[Array, "*rows n"]]:
+    def rmatvec(self, v: Float[Array, "*rows m"]) -> tuple["DenseMatrix", Float[Array, "*rows n"]]:
         return self, _contract(v, self.entries, 0)
 
 

@@ -155,8 +155,8 @@ def difference(network: Network, base: Evaluation, eta: Float[Array, "*points d"
 
 
 def pullback(
-    network: Network, at: Evaluation, cotangents: Float[Array, "*points K"]
-) -> tuple[Float[Array, "*points d"], Float[Array, "*points"], Network]:
+    network: Network, at: Evaluation, cotangents: Float[Array, "*asked K"]
+) -> tuple[Float[Array, "*rows d"], Float[Array, "*rows"], Network]:
     """The rows g J(x) and the numbers g . a(x) for cotangents g, and the network to ask next.
 
     One backward pass gives both: with c_l the cotangent of the preactivation of layer l, g J = c_1 W_1 P_in ... and
@@ -182,7 +182,7 @@ def pullback(
 
 
 def pushforward(
-    network: Network, at: Evaluation, tangents: Float[Array, "*rows d"], constants: Float[Array, "*rows"]
+    network: Network, at: Evaluation, tangents: Float[Array, "*asked d"], constants: Float[Array, "*asked"]
 ) -> tuple[Float[Array, "*rows K"], Network]:
     """J(x) t + c a(x) for tangents t and constants c, and the network to ask next.
 

@@ -22,7 +22,7 @@ _LEAF_FIELDS = ("weight_variance", "bias_variance", "positive_slope", "negative_
 _STATIC_FIELDS = (*_SHAPE_FIELDS, "block")
 
 
-def _concrete(value: Any) -> np.ndarray | None:
+def concrete(value: Any) -> np.ndarray | None:
     """The value as NumPy, or None where there is nothing to check yet (a tracer)."""
     return None if isinstance(value, Tracer) else np.asarray(value)
 
@@ -78,14 +78,14 @@ class NetworkSpec:
             value = getattr(self, name)
             if isinstance(value, numbers.Real):
                 object.__setattr__(self, name, value := float(value))
-            concrete = _concrete(value)
-            if concrete is None:
+            known = concrete(value)
+            if known is None:
                 continue
             expected = "a finite number" if name.endswith("slope") else "a finite number >= 0"
-            valid = jnp.issubdtype(concrete.dtype, np.floating) and np.all(np.isfinite(concrete))
-            if not valid or (name.endswith("variance") and np.any(concrete < 0)):
+            valid = jnp.issubdtype(known.dtype, np.floating) and np.all(np.isfinite(known))
+            if not valid or (name.endswith("variance") and np.any(known < 0)):
                 raise ValueError(f"{name}: expected {expected}, got {value!r}")
-        positive, negative = _concrete(self.positive_slope), _concrete(self.negative_slope)
+        positive, negative = concrete(self.positive_slope), concrete(self.negative_slope)
         if positive is not None and negative is not None and np.any((positive == 0) & (negative == 0)):
             raise ValueError("positive_slope, negative_slope: expected at least one to be nonzero, got 0 and 0")
 

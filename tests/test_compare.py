@@ -162,6 +162,7 @@ def test_records_are_json():
     assert judge([]) == ()
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("call", "match"),
     [

@@ -237,6 +237,7 @@ def test_evaluate_returns_the_network():
     np.testing.assert_array_equal(output, apply(net, jnp.ones(7)))
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -123,6 +123,7 @@ def test_small_and_constant_samples():
     assert (zero.value, zero.standard_error, zero.skewness) == (0.0, 0.0, 0.0)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("call", "match"),
     [

@@ -118,13 +118,14 @@ def test_second_moment_is_the_theory_and_five_percent_more_is_not():
     assert abs(est["size"].mean - 1.05 * theory) > 4 * est["size"].standard_error
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"num_networks": 0}, "num_networks: expected a positive integer, got 0"),
         ({"num_networks": 2.0}, "num_networks: expected a positive integer, got 2.0"),
-        ({"batch_size": -1}, "batch_size: expected"),
         ({"mesh": 4}, "mesh: expected .* got int"),
+        ({"batch_size": -1}, "batch_size: expected"),
     ],
 )
 def test_bad_arguments(options, message):

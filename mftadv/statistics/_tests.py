@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, Shaped
 from scipy import special, stats
 
-Draws = Shaped[ArrayLike, "n *entries"]
+Draws = Shaped[ArrayLike, "n ..."]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +222,7 @@ def _normal_nodes() -> tuple[np.ndarray, np.ndarray]:
     return nodes, weights / weights.sum()
 
 
-def scale_mixture_cdf(x: ArrayLike, variance: float, kurtosis: float) -> np.ndarray:
+def scale_mixture_cdf(x: ArrayLike, variance: float, kurtosis: float) -> np.ndarray | np.float64:
     """The distribution function of a normal variable of lognormal scale, with a given variance and kurtosis.
 
     J = R g with g ~ N(0, variance), ln R^2 ~ N(-w/2, w), w = ln(kurtosis/3):

@@ -1,20 +1,37 @@
 """The bound on the adversarial loss, typical or at a confidence over networks of finite width."""
 
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import ScalarLike
+from jaxtyping import ArrayLike
 from scipy.special import ndtri
 
-from mftadv.spec import NetworkSpec, _concrete
+from mftadv.spec import NetworkSpec
 from mftadv.theory._coefficients import check_confidence, operator_norm_coefficient, operator_norm_deviation
 from mftadv.theory._gaussian_norms import expected_norm
-from mftadv.theory._laws import Scalar, log_finite_width_factor, propagation_factor
+from mftadv.theory._laws import Scalar, check_size, log_finite_width_factor, propagation_factor
 
 _BOUNDS = ("chevet", "sharp")
 
 
-def _width_quantile(spec: NetworkSpec, probability: float) -> Scalar:
-    """A quantile of the largest singular value of the layers' product over omega^(L/2); for K > 1 no less than it."""
+def width_quantile(spec: NetworkSpec, probability: float) -> Scalar:
+    """A quantile over networks of what finite width does to the norm of J.
+
+    J = A G omega^{L/2}, with A [K, K] the product of the layers as seen from the outputs and G Gaussian. K = 1: the
+    quantile of the scalar A, exp(-w/4 + sqrt(w) z/2) with w = ln finite_width_factor and z the normal quantile. K > 1:
+    an upper bound on the quantile of A's largest singular value, as `adversarial_loss_bound` derives it.
+
+    Args:
+        spec: the law of the network, "vanilla" or "signed".
+        probability: of not exceeding the quantile, in (0, 1) (static).
+
+    Returns:
+        The quantile, shaped like the leaves of `spec`.
+
+    Raises:
+        ValueError: the block is "residual", or the probability is not in (0, 1).
+
+    Source: ours; see `adversarial_loss_bound`.
+    """
+    check_confidence(probability)
     w, k = log_finite_width_factor(spec), spec.output_dim
     mean = -w / 2
     if k > 1:
@@ -37,7 +54,7 @@ def _grown(scale: Scalar, spec: NetworkSpec) -> Scalar:
 
 
 def adversarial_loss_bound(
-    spec: NetworkSpec, eps: ScalarLike, p: float, q: float, kind: str = "chevet", confidence: float | None = None
+    spec: NetworkSpec, eps: ArrayLike, p: float, q: float, kind: str = "chevet", confidence: float | None = None
 ) -> Scalar:
     """The bound on the adversarial loss max |f(x + eta) - f(x)|_q over |eta|_p <= eps of a random network.
 
@@ -83,11 +100,8 @@ def adversarial_loss_bound(
     convex and Lipschitz in B, hence its Gaussian tail (Borell). |J| grows with A A^T (Anderson's inequality); the rest
     is Gaussian concentration.
     """
-    concrete = _concrete(eps)
-    if concrete is not None and not np.all(np.isfinite(concrete) & (concrete >= 0)):
-        raise ValueError(f"eps: expected a finite number >= 0, got {eps!r}")
     coefficient = operator_norm_coefficient(p, q, spec.input_dim, spec.output_dim, kind=kind)
-    scale = jnp.asarray(eps, dtype=float)
+    scale = check_size("eps", eps)
     if confidence is None:
         return _grown(scale * coefficient, spec)
     if kind not in _BOUNDS:
@@ -95,4 +109,4 @@ def adversarial_loss_bound(
     check_confidence(confidence)
     each = (1 + confidence) / 2
     coefficient += operator_norm_deviation(p, q, spec.input_dim, spec.output_dim, each)
-    return _grown(scale * coefficient * _width_quantile(spec, each), spec)
+    return _grown(scale * coefficient * width_quantile(spec, each), spec)

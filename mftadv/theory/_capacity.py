@@ -1,7 +1,7 @@
 """How much a network can express: the Fisher-Rao norm."""
 
 import jax.numpy as jnp
-from jaxtyping import ScalarLike
+from jaxtyping import ArrayLike
 
 from mftadv.spec import NetworkSpec
 from mftadv.theory._laws import Scalar, bias_series, branch_share, propagation_factor, scaled_power
@@ -9,8 +9,8 @@ from mftadv.theory._laws import Scalar, bias_series, branch_share, propagation_f
 
 def fisher_rao_norm(
     spec: NetworkSpec,
-    input_norm_squared: ScalarLike,
-    cotangent_norm_squared: ScalarLike = 1.0,
+    input_norm_squared: ArrayLike,
+    cotangent_norm_squared: ArrayLike = 1.0,
     biases: bool = True,
 ) -> Scalar:
     """The Fisher-Rao norm of the trained parameters, |theta|_FR^2 = E <theta, grad_theta loss>^2, over networks.

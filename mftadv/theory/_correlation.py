@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, ScalarLike
+from jaxtyping import Array, ArrayLike, Float
 from scipy.special import ndtri
 
 from mftadv.spec import NetworkSpec, dual_exponent
@@ -42,7 +42,7 @@ def _arc_moment(cosine: Array) -> Array:
 _arc_moment.defjvps(lambda tangent, _, cosine: _angle(-cosine) * tangent)
 
 
-def kappa(spec: NetworkSpec, c: ScalarLike) -> Scalar:
+def kappa(spec: NetworkSpec, c: ArrayLike) -> Scalar:
     """The second moment of the activation at two standard Gaussians of correlation c.
 
     kappa(c) = E phi(z) phi(z') = (u - v)^2 (sin theta + (pi - theta) cos theta) / (2 pi) + u v c, theta = arccos c.
@@ -54,7 +54,7 @@ def kappa(spec: NetworkSpec, c: ScalarLike) -> Scalar:
     return (u - v) ** 2 / (2 * jnp.pi) * _arc_moment(c) + u * v * c
 
 
-def gate_correlation(spec: NetworkSpec, c: ScalarLike) -> Scalar:
+def gate_correlation(spec: NetworkSpec, c: ArrayLike) -> Scalar:
     """The second moment of the activation's slope at two standard Gaussians of correlation c.
 
     g(c) = E phi'(z) phi'(z') = alpha (1 - theta / pi) + u v theta / pi = kappa'(c), theta = arccos c.
@@ -72,7 +72,7 @@ def _gate(spec: NetworkSpec, angle: Array, supplement: Array) -> Array:
     return (alpha(spec) * supplement + u * v * angle) / jnp.pi
 
 
-NormsSquared = tuple[ScalarLike | None, ScalarLike | None]
+NormsSquared = tuple[ArrayLike | None, ArrayLike | None]
 
 
 class CorrelationPath(NamedTuple):
@@ -84,7 +84,7 @@ class CorrelationPath(NamedTuple):
 
 
 def correlation_path(
-    spec: NetworkSpec, angle: ScalarLike, input_norm_squared: NormsSquared = (None, None)
+    spec: NetworkSpec, angle: ArrayLike, input_norm_squared: NormsSquared = (None, None)
 ) -> CorrelationPath:
     """The correlation of two inputs followed through the layers.
 
@@ -158,7 +158,7 @@ def correlation_path(
 
 
 def jacobian_correlation(
-    spec: NetworkSpec, cosine: ScalarLike, input_norm_squared: NormsSquared = (None, None)
+    spec: NetworkSpec, cosine: ArrayLike, input_norm_squared: NormsSquared = (None, None)
 ) -> Scalar:
     """How much of the Jacobian at one input is found again at another, over networks.
 
@@ -191,7 +191,7 @@ def _best_perturbation_length(p: float, dim: int) -> float:
     return float(np.linalg.norm(eta) / np.linalg.norm(eta, p))
 
 
-def one_step_loss(spec: NetworkSpec, eps: ScalarLike, input_norm: ScalarLike, p: float = 2, q: float = 2) -> Scalar:
+def one_step_loss(spec: NetworkSpec, eps: ArrayLike, input_norm: ArrayLike, p: float = 2, q: float = 2) -> Scalar:
     """The adversarial loss reached by one step along the Jacobian, averaged over networks.
 
     For eta the best perturbation for J(x), |eta|_p = eps, given J(x),

@@ -16,9 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
-from mftadv.spec import NetworkSpec, _concrete
+from mftadv.spec import NetworkSpec
 from mftadv.theory._coefficients import operator_norm_coefficient
-from mftadv.theory._laws import Scalar, alpha, branch_gain, leaves, propagation_factor
+from mftadv.theory._laws import (
+    Scalar,
+    alpha,
+    branch_gain,
+    check_size,
+    leaves,
+    propagation_factor,
+    saturation,
+    scaled_power,
+)
 
 # of Gauss-Legendre quadrature in v; below -_REACH the integrand is 1 to rounding, and after _REACH it has died out
 _PANELS = 20
@@ -28,34 +37,10 @@ _OFFSETS = (np.arange(_PANELS)[:, None] + (_ABSCISSAE + 1) / 2).ravel()
 _NEWTON_STEPS = 8
 
 
-def check_size(name: str, value: ArrayLike, positive: bool = False) -> Scalar:
-    """The value as an array of the default float dtype.
-
-    Raises:
-        ValueError: a concrete `value` is not finite, negative, or 0 where it must be positive.
-    """
-    concrete = _concrete(value)
-    if concrete is not None and not np.all(np.isfinite(concrete) & ((concrete > 0) if positive else (concrete >= 0))):
-        raise ValueError(f"{name}: expected a finite number {'> 0' if positive else '>= 0'}, got {value!r}")
-    return jnp.asarray(value, dtype=float)
-
-
-def _saturation(dtype: Any) -> float:
-    """What stands for an overflown factor of 0 in a derivative, with room for further factors."""
-    return float(jnp.finfo(dtype).max) ** 0.75
-
-
 def decay_constant(spec: NetworkSpec, eps: ArrayLike, p: float, q: float, kind: str) -> Scalar:
     """Kappa = 2 eps beta_{p,q} alpha / N, the rate of ln s where omega = 1."""
     beta = operator_norm_coefficient(p, q, spec.input_dim, spec.output_dim, kind=kind)
     return check_size("eps", eps) * (2 * beta / spec.width) * alpha(spec)
-
-
-def scaled_power(scale: Scalar, base: Scalar, exponent: float) -> Scalar:
-    """Scale base^exponent, which is 0 for a scale of 0 even where the power overflows."""
-    lost = (scale == 0) & jnp.isinf(base**exponent)
-    power = jnp.where(lost, 1.0, base) ** exponent
-    return scale * jnp.where(lost, _saturation(power.dtype), power)
 
 
 def vanilla_log_gain(log_gain: Any, elapsed: Any, depth: int, xp: Any = jnp) -> Any:
@@ -146,7 +131,7 @@ def _log_gain_jvp(depth, shortcut, primals, tangents):
     """Dy = (omega / omega_0)^m dy_0 - omega^m d elapsed, by the flow itself: no root is differentiated."""
     final = _log_gain(*primals, depth, shortcut)
     powers = [(depth / 2 - 1) * (jax.nn.softplus(y) if shortcut else y) for y in (final, primals[0])]
-    ceiling = math.log(_saturation(final.dtype))
+    ceiling = math.log(saturation(final.dtype))
     from_start, from_elapsed = (jnp.exp(jnp.minimum(x, ceiling)) for x in (powers[0] - powers[1], powers[0]))
     return final, from_start * tangents[0] - from_elapsed * tangents[1]
 

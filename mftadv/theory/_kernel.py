@@ -4,11 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
-from mftadv.spec import NetworkSpec, _concrete
+from mftadv.spec import NetworkSpec, concrete
 from mftadv.theory._coefficients import operator_norm_coefficient
 from mftadv.theory._correlation import correlation_path
-from mftadv.theory._evolution import check_size, scaled_power
-from mftadv.theory._laws import Scalar, alpha, leaves, propagation_factor
+from mftadv.theory._laws import Scalar, alpha, check_size, leaves, propagation_factor, scaled_power
 
 
 def _gradient_difference(spec: NetworkSpec, eps: ArrayLike, input_norm: ArrayLike) -> Scalar:
@@ -23,7 +22,7 @@ def _gradient_difference(spec: NetworkSpec, eps: ArrayLike, input_norm: ArrayLik
         raise ValueError(f"block: expected vanilla, got {spec.block!r}")
     if spec.output_dim != 1:
         raise ValueError(f"output_dim: expected 1, got {spec.output_dim}")
-    bias_variance = _concrete(spec.bias_variance)
+    bias_variance = concrete(spec.bias_variance)
     if bias_variance is not None and np.any(bias_variance != 0):
         raise ValueError(f"bias_variance: expected 0, got {spec.bias_variance!r}")
     eps, input_norm = check_size("eps", eps, positive=True), check_size("input_norm", input_norm, positive=True)

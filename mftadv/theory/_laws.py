@@ -1,14 +1,14 @@
 """Second and fourth moments of the linear representation f(x) = J(x) x + a(x)."""
 
-from typing import NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, ScalarLike
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
 
-from mftadv.spec import NetworkSpec
+from mftadv.spec import NetworkSpec, concrete
 
-Scalar = Float[Array, "*leaves"]
+Scalar = Float[Array, "..."]
 
 
 def leaves(spec: NetworkSpec) -> tuple[Scalar, Scalar, Scalar, Scalar]:
@@ -57,11 +57,28 @@ def log_propagation_factor(spec: NetworkSpec) -> Scalar:
     return jnp.log1p(gain) if spec.has_shortcut else jnp.log(gain)
 
 
+def check_size(name: str, value: ArrayLike, positive: bool = False) -> Scalar:
+    """The value as an array of the default float dtype.
+
+    Raises:
+        ValueError: a concrete `value` is not finite, negative, or 0 where it must be positive.
+    """
+    known = concrete(value)
+    if known is not None and not np.all(np.isfinite(known) & ((known > 0) if positive else (known >= 0))):
+        raise ValueError(f"{name}: expected a finite number {'> 0' if positive else '>= 0'}, got {value!r}")
+    return jnp.asarray(value, dtype=float)
+
+
+def saturation(dtype: Any) -> float:
+    """What stands for an overflown factor of 0 in a derivative, with room for further factors."""
+    return float(jnp.finfo(dtype).max) ** 0.75
+
+
 def scaled_power(scale: Scalar, base: Scalar, exponent: float) -> Scalar:
     """Scale base^exponent, which is 0 for a scale of 0 even where the power overflows."""
     lost = (scale == 0) & jnp.isinf(base**exponent)
     power = jnp.where(lost, 1.0, base) ** exponent
-    return scale * jnp.where(lost, jnp.finfo(power.dtype).max, power)
+    return scale * jnp.where(lost, saturation(power.dtype), power)
 
 
 def log_finite_width_factor(spec: NetworkSpec) -> Scalar:
@@ -154,78 +171,3 @@ def shift_variance(spec: NetworkSpec) -> Scalar:
     "vanilla" and "signed"; for "residual" it fails unless u = v, the shift then depending on x: see `residual_law`.
     """
     return bias_series(spec, jnp.ones(spec.depth))
-
-
-class ResidualLaw(NamedTuple):
-    """Second moments over networks of one output's parts, f(x) = (J x) + a, and means of their hidden coordinates."""
-
-    along_input: Scalar  # E (J x)^2
-    shift: Scalar  # E a^2
-    cross: Scalar  # E (J x) a
-    mean_along_input: Scalar  # the mean of a coordinate of h_L due to x; that of J x itself is zero
-    mean_shift: Scalar  # the mean of a coordinate of h_L due to the biases; that of a itself is zero
-
-
-def residual_law(spec: NetworkSpec, input_norm_squared: ScalarLike) -> ResidualLaw:
-    """The law of a residual network along its own input, which the published one misses.
-
-    phi has a non-zero mean unless u = v, so skip and branch correlate along x. With tt = E (J x)^2, aa = E a^2 and
-    ta = E (J x) a per output, and n_t, n_a the means of a hidden coordinate's two parts, starting from
-    tt = |x|^2 / d and zeros, every layer maps
-
-        V = s (tt + aa + 2 ta) + b2,    mu_t = (u - v) s (tt + ta) / sqrt(2 pi V),
-                                        mu_a = (u - v) (s (aa + ta) + b2) / sqrt(2 pi V)
-        tt += alpha s tt + 2 n_t mu_t,            aa += alpha (s aa + b2) + 2 n_a mu_a
-        ta += alpha s ta + n_t mu_a + n_a mu_t,   n_t += mu_t,   n_a += mu_a
-
-    The published E (J x)^2 = omega^L |x|^2 / d and E a^2 = `shift_variance` leave out every n mu. In directions
-    orthogonal to x, and for u = v, they hold: `jacobian_variance`.
-
-    Args:
-        spec: the law of the network, `block="residual"`.
-        input_norm_squared: |x|^2, over all d coordinates.
-
-    Returns:
-        The moments, each shaped like the leaves of `spec`; inf where they overflow.
-
-    Raises:
-        ValueError: `spec.block` is not "residual".
-
-    Source: ours, in the limit of infinite width: there a row of W_l gives the two parts of a preactivation as a
-    Gaussian pair, and E phi'(z) z_t = (u - v) cov(z_t, z) / sqrt(2 pi V).
-    """
-    if spec.block != "residual":
-        raise ValueError(
-            "block: expected residual (elsewhere jacobian_variance and shift_variance hold along x too), "
-            f"got {spec.block!r}"
-        )
-    s, b2, u, v = leaves(spec)
-    mean_slope, mean_square_slope = (u - v) / jnp.sqrt(2 * jnp.pi), alpha(spec)
-
-    def layer(_, state):
-        # moments in units of 4^unit and means of 2^unit: rescaling is exact, and only the result can overflow
-        (tt, aa, ta), (n_t, n_a), unit = state
-        bias = _scale(b2, -2 * unit)
-        c_t, c_a = s * (tt + ta), s * (aa + ta) + bias
-        deviation = jnp.sqrt(jnp.where(c_t + c_a > 0, c_t + c_a, 1.0))
-        mu_t, mu_a = mean_slope * c_t / deviation, mean_slope * c_a / deviation
-        tt, aa, ta = (
-            tt + mean_square_slope * s * tt + 2 * n_t * mu_t,
-            aa + mean_square_slope * (s * aa + bias) + 2 * n_a * mu_a,
-            ta + mean_square_slope * s * ta + n_t * mu_a + n_a * mu_t,
-        )
-        step = (jnp.frexp(tt + aa + 2 * ta)[1] - 1) // 2
-        moments = tuple(_scale(moment, -2 * step) for moment in (tt, aa, ta))
-        return moments, tuple(_scale(mean, -step) for mean in (n_t + mu_t, n_a + mu_a)), unit + step
-
-    first = jnp.broadcast_arrays(jnp.asarray(input_norm_squared, dtype=float) / spec.input_dim, u, v, s, b2)[0]
-    zero = jnp.zeros_like(first)
-    start = (first, zero, zero), (zero, zero), zero.astype(jnp.int32)
-    moments, means, unit = jax.lax.fori_loop(0, spec.depth, layer, start)
-    return ResidualLaw(*(_scale(moment, 2 * unit) for moment in moments), *(_scale(mean, unit) for mean in means))
-
-
-def _scale(x: Array, power: Array) -> Array:
-    """Multiply by 2^power exactly, with the derivative 2^power also at 0 (where ldexp has 1) and no 0 * inf."""
-    scale = jnp.ldexp(jnp.ones_like(x), power)
-    return x * jnp.where(x == 0, jnp.minimum(scale, jnp.finfo(x.dtype).max), scale)

@@ -9,8 +9,8 @@ import numpy as np
 from scipy.special import lambertw
 
 from mftadv.spec import NetworkSpec
-from mftadv.theory._evolution import check_size, decay_constant, vanilla_log_gain
-from mftadv.theory._laws import log_propagation_factor
+from mftadv.theory._evolution import decay_constant, vanilla_log_gain
+from mftadv.theory._laws import check_size, log_propagation_factor
 
 _SCANNED = 1024
 _DEEPEST = 2**1000

@@ -270,6 +270,7 @@ def test_dimensions():
             assert np.all(np.diff([operator_norm_coefficient(p, q, 50, k) for k in range(1, 20)]) > 0)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -294,6 +295,7 @@ def test_errors(change, match):
             operator_norm_deviation(**arguments, confidence=0.9)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("confidence", [0, 1, 1.5, math.nan, "0.9", None])
 def test_confidence_errors(confidence):
     with pytest.raises(ValueError, match="confidence: expected a number in"):

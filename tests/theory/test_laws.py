@@ -65,29 +65,14 @@ def test_overflow_is_inf_and_no_bias_is_no_shift(block):
     assert laws.shift_variance(silent) == 0
     gradient = jax.tree.leaves(jax.grad(laws.shift_variance)(silent))
     assert np.all(np.isfinite(gradient))
-    if block == "residual":
-        assert not np.any(np.isnan(laws.residual_law(loud, 10.0)))
-        law = laws.residual_law(silent, 10.0)
-        assert np.isinf(law.along_input)
-        assert law.shift == law.cross == law.mean_shift == 0
     dead = NetworkSpec(10, 1, 50, 3, weight_variance=0.0, bias_variance=0.4, block=block)
     np.testing.assert_allclose(laws.shift_variance(dead), 0.2 if block == "vanilla" else 0.6, rtol=1e-6)
     assert np.all(np.isfinite(jax.tree.leaves(jax.grad(laws.shift_variance)(dead))))
 
 
-def test_residual_law_at_rest():
-    """No input, no bias, no branch: zeros, not 0 / 0."""
-    spec = NetworkSpec(10, 1, 50, 4, weight_variance=2.0, block="residual")
-    assert all(value == 0 for value in laws.residual_law(spec, 0.0))
-    law = laws.residual_law(NetworkSpec(10, 1, 50, 4, weight_variance=0.0, block="residual"), 5.0)
-    assert (law.along_input, law.shift, law.cross) == (0.5, 0, 0)
-
-
 def block_laws(spec):
-    values = [laws.jacobian_variance(spec), laws.shift_variance(spec)]
-    return jnp.stack(
-        values + list(laws.residual_law(spec, 3.0) if spec.block == "residual" else [laws.jacobian_kurtosis(spec)])
-    )
+    kurtosis = [] if spec.block == "residual" else [laws.jacobian_kurtosis(spec)]
+    return jnp.stack([laws.jacobian_variance(spec), laws.shift_variance(spec), *kurtosis])
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -152,61 +137,10 @@ def test_kurtosis_is_exact_at_small_width(block, slope):
     assert not reference.agrees(samples, 3 * float(laws.jacobian_variance(spec)) ** 2)
 
 
-@pytest.mark.parametrize(("bias_variance", "slope"), [(0.0, 0.0), (1.0, 0.1)])
-def test_residual_law_along_the_input(bias_variance, slope):
-    """The recursion at width 100, to 1/N; 5% off fails, and so does the published law."""
-    spec = NetworkSpec(20, 20, 100, 3, 1.0, bias_variance, 1.0, slope, "residual")
-    x = np.random.default_rng(1).standard_normal(20)
-    norm_squared, allowance = float(x @ x), 1 / spec.width
-
-    def statistic(nets, x):
-        # the readout averaged out: its N(0, 1/N) entries turn a product of outputs into a mean over coordinates
-        _, slopes, hidden = reference.forward(nets, x)
-        along = nets.p_in @ x
-        for weight, gate in zip(nets.weights, slopes, strict=True):
-            along = along + gate * np.einsum("mij,mj->mi", weight, along)
-        shift = hidden[-1] - along
-        parts = along**2, shift**2, along * shift, along, shift
-        return np.stack([part.mean(1) for part in parts], axis=1)
-
-    # x and -x obey one law, and their mean has less noise
-    samples = reference.simulate(lambda nets: (statistic(nets, x) + statistic(nets, -x)) / 2, 4, spec, 5000, batch=200)
-    law = laws.residual_law(spec, norm_squared)
-    for values, expected in zip(samples.T, law, strict=True):
-        if expected == 0:
-            np.testing.assert_allclose(values, 0, atol=1e-12)
-            continue
-        assert reference.agrees(values, float(expected), allowance)
-        assert not reference.agrees(values, 1.05 * float(expected), allowance)
-        assert not reference.agrees(values, 0.95 * float(expected), allowance)
-    published = norm_squared * float(laws.jacobian_variance(spec))
-    assert not reference.agrees(samples[:, 0], published, 0.05)
-    # the sum of the parts follows the recursion of the whole
-    s, b2, alpha = 1.0, bias_variance, (1 + slope**2) / 2
-    whole, mean = norm_squared / spec.input_dim, 0.0
-    for _ in range(spec.depth):
-        preactivation = s * whole + b2
-        step = (1 - slope) * np.sqrt(preactivation / (2 * np.pi))
-        whole, mean = whole + alpha * preactivation + 2 * mean * step, mean + step
-    np.testing.assert_allclose(law.along_input + law.shift + 2 * law.cross, whole, rtol=1e-5)
-    np.testing.assert_allclose(law.mean_along_input + law.mean_shift, mean, rtol=1e-5)
-
-
-def test_residual_law_of_a_linear_network_is_the_published_one():
-    spec = NetworkSpec(20, 2, 200, 6, 0.4, 0.3, 0.8, 0.8, "residual")
-    law = laws.residual_law(spec, 5.0)
-    np.testing.assert_allclose(law.along_input, 5 * laws.jacobian_variance(spec), rtol=1e-5)
-    np.testing.assert_allclose(law.shift, laws.shift_variance(spec), rtol=1e-5)
-    assert law.cross == law.mean_along_input == law.mean_shift == 0
-
-
 def test_blocks_without_a_law_are_refused():
     for function in (laws.finite_width_factor, laws.jacobian_kurtosis):
         with pytest.raises(ValueError, match="block: expected vanilla or signed"):
             function(NetworkSpec(3, 1, 4, 2, block="residual"))
-    for block in ("vanilla", "signed"):
-        with pytest.raises(ValueError, match="block: expected residual"):
-            laws.residual_law(NetworkSpec(3, 1, 4, 2, block=block), 3.0)
 
 
 @pytest.mark.parametrize("block", BLOCKS)

@@ -1,0 +1,34 @@
+"""The mean-field theory of adversarial training, in JAX: random networks, closed forms, one held against the other.
+
+The public names, in the order of the stages: each stage imports only those above it.
+"""
+
+from mftadv.spec import NetworkSpec
+from mftadv import theory
+from mftadv import statistics
+from mftadv.compare import Claim, judge
+from mftadv.matrices import DenseMatrix
+from mftadv.network import Network, apply, evaluate, init
+from mftadv.linear import LinearRepresentation, linear_representation
+from mftadv.norms import exact_operator_norm, vector_norm
+from mftadv.data import load_inputs
+from mftadv.sweep import monte_carlo
+
+__all__ = [
+    "NetworkSpec",
+    "theory",
+    "statistics",
+    "Claim",
+    "judge",
+    "DenseMatrix",
+    "Network",
+    "init",
+    "apply",
+    "evaluate",
+    "LinearRepresentation",
+    "linear_representation",
+    "exact_operator_norm",
+    "vector_norm",
+    "load_inputs",
+    "monte_carlo",
+]

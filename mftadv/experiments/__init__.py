@@ -1,0 +1,1 @@
+"""The paper's claims, each a small composition of the stages above."""

@@ -1,0 +1,234 @@
+"""The paper's first claim: the law of the linear representation f(x) = J(x) x + a(x) of a random network.
+
+Entries of J are claimed to be independent N(0, omega^L / d), independent of x and of a, whose entries are N(0, alpha
+b2 sum_k omega^k). This draws many networks, measures J and a at given inputs, and makes the table of claims.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from mftadv import norms, statistics, theory
+from mftadv.compare import Claim
+from mftadv.linear import linear_representation
+from mftadv.network import init
+from mftadv.spec import NetworkSpec, dual_exponent
+
+__all__ = ["Sample", "Statistic", "claims", "exponent", "plan", "statistic"]
+
+# Entries kept on the host, of all networks and inputs; columns of J are exchangeable, so some stand for all.
+_MAX_ENTRIES = 2**24
+
+_PLANNED = 0.045  # what is planned for, so that 5% is seen in spite of skewness and of an uncertain spread
+
+_RESIDUAL_NOTE = "along x skip and branch correlate, since the mean of phi is not 0: the published law misses it"
+
+
+class Sample(NamedTuple):
+    """What is kept of n networks at B inputs (without the leading n of a single network's)."""
+
+    entries: Float[Any, "n B K m"]  # the first m columns of J
+    along: Float[Any, "n B K"]  # J x / |x|, which has the law of an entry
+    shift: Float[Any, "n B K"]
+    norms: dict[tuple[float, float], Float[Any, "n B"]]  # |J|_{p->q}
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistic:
+    """The statistic `Sample` of one network; a value, so that equal ones share a compiled program."""
+
+    columns: int
+    pairs: tuple[tuple[float, float], ...]
+
+    def __call__(self, key: Key[Array, ""], spec: NetworkSpec, xs: Float[Array, "B d"]) -> Sample:
+        rep = linear_representation(init(key, spec), xs)
+        directions = jnp.asarray(xs, rep.jacobian.dtype)
+        directions = directions / norms.vector_norm(directions, 2)[:, None]
+        return Sample(
+            rep.jacobian[..., : self.columns],
+            jnp.sum(rep.jacobian * directions[:, None], axis=-1),
+            rep.shift,
+            {pair: norms.exact_operator_norm(rep.jacobian, *pair) for pair in self.pairs},
+        )
+
+
+def norm_pairs(spec: NetworkSpec) -> tuple[tuple[float, float], ...]:
+    """The (p, q) whose operator norm and whose mean norm both have a formula; q = 2 alone where K = 1."""
+    grid = (1.0, 2.0, math.inf)
+    pairs = [(p, q) for p in grid for q in grid if q == 2 or spec.output_dim > 1]
+    shape = (spec.output_dim, spec.input_dim)
+    return tuple(
+        (p, q)
+        for p, q in pairs
+        if norms.has_exact_operator_norm(p, q, shape) and theory.has_sharp_coefficient(p, q, *shape[::-1])
+    )
+
+
+def statistic(spec: NetworkSpec, num_inputs: int, num_networks: int) -> Statistic:
+    """The statistic to draw, with as many columns of J as the host should hold."""
+    columns = _MAX_ENTRIES // (num_networks * num_inputs * spec.output_dim)
+    return Statistic(min(spec.input_dim, max(columns, 2)), norm_pairs(spec))
+
+
+def plan(spec: NetworkSpec, num_inputs: int, family_error: float) -> dict[str, float]:
+    """How many networks it takes to see 5%, quantity by quantity, in a table of claims at some inputs."""
+    # the table is made of measurements; its size does not need to be known to the last row
+    level = family_error / (num_inputs * (12 + 3 * len(norm_pairs(spec))))
+    needed = {}
+    for quantity, columns in [*((quantity, None) for quantity in statistics.QUANTITIES), ("jacobian_variance", 1)]:
+        if (quantity.startswith("pair") and spec.input_dim == 1) or ("shift" in quantity and not spec.bias_variance):
+            continue
+        spread = statistics.relative_spread(spec, quantity, columns)
+        name = quantity.replace("_", " ") + (" along x" if columns else "")
+        needed[name] = statistics.networks_needed(spread, deviation=_PLANNED, false_alarm=level)
+    return needed
+
+
+def claims(spec: NetworkSpec, x: Float[np.ndarray, " d"], sample: Sample) -> list[Claim]:
+    """The claims at one input.
+
+    Args:
+        spec: the law, with concrete leaves.
+        x: the input.
+        sample: of the networks at this input: `entries` [n, K, m], `along` [n, K], `shift` [n, K], `norms` [n] each.
+    """
+    with jax.enable_x64(True):
+        if spec.block == "residual":
+            return [*_residual_claims(spec, x, sample), *_norm_claims(spec, x, sample)]
+        return [*_exact_claims(spec, sample), *_norm_claims(spec, x, sample)]
+
+
+def _exact_claims(spec: NetworkSpec, sample: Sample) -> Iterator[Claim]:
+    """Vanilla and signed networks, whose second and fourth moments are known at every width."""
+    variance, factor = float(theory.jacobian_variance(spec)), float(theory.finite_width_factor(spec))
+    entries, along, shift = sample.entries, sample.along, sample.shift
+    yield _centred("mean of J", entries, variance)
+    yield Claim.of("variance of J", variance, statistics.mean_estimate(entries**2))
+    yield Claim.of("kurtosis of J", 3 * factor, statistics.kurtosis_estimate(entries), note="3 at infinite width")
+    law = statistics.law_test(entries[:, 0, 0], variance, 3 * factor)
+    note = f"Kolmogorov's distance to the law at width N; to the normal law {law.normal_distance:.3g}"
+    yield Claim.of("law of one entry of J", 0.0, law, note=note)
+    if entries.shape[-1] > 1:
+        yield Claim.of("correlation of J_j, J_k", 0.0, statistics.pair_correlation_estimate(entries), scale=1.0)
+        note = "1 at infinite width: the entries of one network share its scale"
+        yield Claim.of("E J_j^2 J_k^2 / (E J^2)^2", factor, statistics.pair_square_estimate(entries), note=note)
+    note = "the same along x as elsewhere: J does not depend on x"
+    yield Claim.of("variance of J along x", variance, statistics.mean_estimate(along**2), note=note)
+    yield from _shift_claims(spec, shift)
+    if spec.bias_variance:
+        each = np.broadcast_to(shift[..., None], entries.shape)
+        yield Claim.of("correlation of J, a", 0.0, statistics.correlation_estimate(entries, each), scale=1.0)
+        expected = float(theory.jacobian_shift_square_correlation(spec))
+        squares = statistics.correlation_estimate(entries**2, each**2)
+        note = "0 at infinite width: J and a share the network's scale"
+        yield Claim.of("correlation of J^2, a^2", expected, squares, scale=1.0, note=note)
+
+
+def _residual_claims(spec: NetworkSpec, x: np.ndarray, sample: Sample) -> Iterator[Claim]:
+    """Residual networks: what the paper says beside what holds."""
+    published = float(theory.jacobian_variance(spec))
+    law, allowance = _residual_law(spec, x)
+    across, along = law["orthogonal"], law["along_input"] / (x @ x)
+    columns = sample.entries.shape[-1]
+    kept = x[:columns] / math.sqrt(x @ x)
+    mean = across + (along - across) * float(kept @ kept) / columns
+    yield _centred("mean of J", sample.entries, mean)
+
+    def both(quantity, theirs, ours, estimate, **options):
+        known = abs(ours - theirs) > 1e-3 * options.get("scale", abs(theirs))
+        expected = "fails" if known else "holds"
+        yield Claim.of(f"{quantity}, published", theirs, estimate, expected=expected, note=_RESIDUAL_NOTE, **options)
+        reason = "corrected to first order in 1/N"
+        yield Claim.of(f"{quantity}, corrected", ours, estimate, allowance=allowance, reason=reason, **options)
+
+    yield from both("variance of J", published, mean, statistics.mean_estimate(sample.entries**2))
+    yield from both("variance of J along x", published, along, statistics.mean_estimate(sample.along**2))
+    if columns > 1:
+        common = (along - across) / mean * (kept.sum() ** 2 - kept @ kept) / (columns * (columns - 1))
+        estimate = statistics.pair_correlation_estimate(sample.entries)
+        yield from both("correlation of J_j, J_k", 0.0, float(common), estimate, scale=1.0)
+    yield from _shift_claims(spec, sample.shift, both, law["shift"])
+    if spec.bias_variance:
+        cross = law["cross"] / math.sqrt(law["along_input"] * law["shift"])
+        estimate = statistics.correlation_estimate(sample.along, sample.shift)
+        yield from both("correlation of J x, a", 0.0, cross, estimate, scale=1.0)
+
+
+def _residual_law(spec: NetworkSpec, x: np.ndarray) -> tuple[dict[str, float], float]:
+    """The moments of a residual network at its width, and how far they may be off: the square of the correction."""
+    limit, law = (theory.residual_law(spec, float(x @ x), finite_width=corrected) for corrected in (False, True))
+    moments = ("orthogonal", "along_input", "shift", "cross")
+    law, limit = ({name: float(getattr(which, name)) for name in moments} for which in (law, limit))
+    correction = max(abs(law[name] / limit[name] - 1) for name in moments if limit[name])
+    return law, correction**2
+
+
+def _shift_claims(spec: NetworkSpec, shift: np.ndarray, both=None, corrected: float = 0.0) -> Iterator[Claim]:
+    published = float(theory.shift_variance(spec))
+    measured = statistics.mean_estimate(shift**2)
+    if not published:
+        yield Claim.of("variance of a", 0.0, measured, note="no bias: exactly 0")
+        return
+    yield _centred("mean of a", shift, corrected or published)
+    if both:
+        yield from both("variance of a", published, corrected, measured)
+    else:
+        yield Claim.of("variance of a", published, measured)
+
+
+def _centred(quantity: str, values: np.ndarray, variance: float) -> Claim:
+    return Claim.of(quantity, 0.0, statistics.mean_estimate(values), scale=math.sqrt(variance))
+
+
+def _norm_claims(spec: NetworkSpec, x: np.ndarray, sample: Sample) -> Iterator[Claim]:
+    """Measured norms against the coefficients: the mean where it is known, the bound, the published value."""
+    d, K, residual = spec.input_dim, spec.output_dim, spec.block == "residual"
+    published_gain = math.sqrt(float(theory.jacobian_variance(spec)) * d)
+    gain = math.sqrt(_residual_law(spec, x)[0]["orthogonal"] * d) if residual else published_gain
+    # no law at finite width is known for "residual"; that of "signed" stands in
+    like = dataclasses.replace(spec, block="signed") if residual else spec
+    w = math.log(float(theory.finite_width_factor(like)))
+    if K == 1:
+        lowered, allowance, excess = math.exp(-w / 8), w**2 / 8, 0.0
+        reason = "finite width to first order"
+    else:
+        excess = max(float(theory.width_quantile(like, 0.5)) * math.exp(w / 8) - 1, 0.0)
+        lowered, allowance = 1.0, excess
+        reason = "the layers spread the singular values of K outputs by about sqrt(L K / N)"
+    for (p, q), values in sample.norms.items():
+        measured = statistics.mean_estimate(values)
+        name = f"mean |J| {exponent(p)}->{exponent(q)}"
+        sharp, bound = (theory.operator_norm_coefficient(p, q, d, K, kind=kind) for kind in ("sharp", "chevet"))
+        growth = _growth_along_input(spec, x, p, q) if residual else 0.0
+        if not residual:
+            yield Claim.of(f"{name}, sharp", gain * sharp * lowered, measured, allowance=allowance, reason=reason)
+        options = {"kind": "at_most", "allowance": excess, "reason": reason if excess else ""}
+        note = "with the growth along x" if growth else ""
+        yield Claim.of(f"{name}, Chevet", gain * bound + growth, measured, note=note, **options)
+        with contextlib.suppress(ValueError):  # four pairs have a published coefficient
+            published = theory.operator_norm_coefficient(p, q, d, K, kind="published")
+            holds = published >= 0.99 * sharp and not growth and not excess
+            note = "" if holds else "the published coefficient is no upper bound here"
+            options = {"kind": "at_most", "expected": "holds" if holds else "fails", "scale": gain * sharp}
+            yield Claim.of(f"{name}, published", published_gain * published, measured, note=note, **options)
+
+
+def _growth_along_input(spec: NetworkSpec, x: np.ndarray, p: float, q: float) -> float:
+    """What growth along x adds at most to a mean norm: J = G + (rho - 1) G x x^T / |x|^2, by the triangle."""
+    law = _residual_law(spec, x)[0]
+    size = math.sqrt(x @ x)
+    along = max(math.sqrt(law["along_input"]) / size - math.sqrt(law["orthogonal"]), 0.0)
+    output = theory.operator_norm_coefficient(1, q, 1, spec.output_dim, kind="sharp")
+    return along * output * float(norms.vector_norm(jnp.asarray(x / size), dual_exponent(p)))
+
+
+def exponent(p: float) -> str:
+    """An exponent as people write it."""
+    return "inf" if p == math.inf else f"{p:g}"

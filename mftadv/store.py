@@ -1,0 +1,130 @@
+"""Results on disk: written whole or not at all, never over older ones unless told so, with their birth certificate."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import itertools
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mftadv.matrices import matmul_precision
+from mftadv.spec import NetworkSpec
+
+__all__ = ["birth_certificate", "check_vacant", "next_vacant", "write_run"]
+
+
+def birth_certificate(
+    spec: NetworkSpec, key: jax.Array, num_networks: int, *, preprocessing: str, dtype: Any, mesh: Any = None
+) -> dict[str, Any]:
+    """What is needed to draw the same numbers again, as a JSON-ready dictionary.
+
+    Args:
+        spec: the law of the networks, with concrete leaves.
+        key: the root key; network i has fold_in(key, i).
+        num_networks: networks 0 ... num_networks - 1 were drawn.
+        preprocessing: what was done to the inputs.
+        dtype: of the networks.
+        mesh: the device mesh, if any.
+    """
+    device = jax.devices()[0]
+    return {
+        "spec": dataclasses.asdict(spec),
+        "root_key": {"impl": str(jax.random.key_impl(key)), "data": np.asarray(jax.random.key_data(key)).tolist()},
+        "networks": [0, num_networks],
+        "dtype": np.dtype(dtype).name,
+        "matmul_precision": matmul_precision(),
+        "inputs": preprocessing,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("mftadv", "jax", "jaxlib", "numpy", "scipy")},
+        },
+        "device": f"{device.platform}: {device.device_kind}",
+        "mesh": None if mesh is None else dict(mesh.shape),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this package runs from, marked where files differ from it; None outside one."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("describe", "--always", "--abbrev=40", "--dirty", "--exclude", "*")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def check_vacant(directory: Path, overwrite: bool) -> None:
+    """Refuse a result folder that exists, or a place where none can be made.
+
+    Raises:
+        ValueError: the folder exists and `overwrite` is false; it is a file; or its parent cannot be written to.
+    """
+    if directory.exists():
+        if not directory.is_dir():
+            raise ValueError(f"out: expected a folder, got the file {directory}")
+        if not overwrite:
+            raise ValueError(f"out: expected a folder that does not exist, or --overwrite, got {directory}")
+        if any(directory.iterdir()) and not (directory / "results.json").exists():
+            raise ValueError(f"out: expected a result folder to overwrite, got {directory} without results.json")
+    parent = next(parent for parent in directory.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"out: expected a place one may write to, got {parent}")
+
+
+def next_vacant(stem: Path) -> Path:
+    """The first of stem-1, stem-2, ... that does not exist."""
+    return next(path for i in itertools.count(1) if not (path := stem.with_name(f"{stem.name}-{i}")).exists())
+
+
+def write_run(directory: Path, files: Mapping[str, Callable[[Path], None]], *, overwrite: bool = False) -> None:
+    """Write a result folder in one step: it appears complete, or, whatever interrupts, not at all.
+
+    Args:
+        directory: the folder to make.
+        files: for each name a function that writes the file at the path it is given.
+        overwrite: replace an earlier result folder.
+
+    Raises:
+        ValueError: see `check_vacant`.
+    """
+    directory = Path(directory)
+    check_vacant(directory, overwrite)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with _scratch(directory) as scratch:
+        fresh, old = scratch / "fresh", scratch / "old"
+        fresh.mkdir()
+        for name, write in files.items():
+            write(fresh / name)
+        if directory.exists():
+            directory.rename(old)
+        try:
+            fresh.rename(directory)
+        except OSError:
+            if old.exists():
+                old.rename(directory)
+            raise
+
+
+@contextlib.contextmanager
+def _scratch(directory: Path) -> Iterator[Path]:
+    """A folder beside `directory`, on its file system, that is gone afterwards."""
+    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,178 @@
+"""The command line as a user meets it: real input, wrong input, an interruption."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from mftadv import cli, sweep, theory
+
+SMALL = ["--width", "24", "--depth", "2", "--networks", "600", "--inputs", "2"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        status = cli.main(["validate", *arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def records(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def claims(record):
+    return [claim for at in record["inputs"] for claim in at["claims"]]
+
+
+def test_validate_writes_what_it_says(run, tmp_path):
+    status, out, err = run(*SMALL, "--draws")
+    assert (status, err) == (0, "")
+    folder = tmp_path / "results" / "validate-1"
+    assert {path.name for path in folder.iterdir()} == {"results.json", "figure.png", "draws.npz"}
+    record = records(folder)
+    assert record["certificate"]["networks"] == [0, 600]
+    assert record["certificate"]["spec"]["width"] == 24
+    assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+    with np.load(folder / "draws.npz") as draws:
+        assert draws["jacobian"].shape == (600, 2, 1, 64)
+        variance = next(claim for claim in record["inputs"][1]["claims"] if claim["quantity"] == "variance of J")
+        assert variance["measured"] == pytest.approx(np.mean(draws["jacobian"][:, 1].astype(float) ** 2), rel=1e-6)
+        assert variance["theory"] == pytest.approx(1 / 64)
+        np.testing.assert_allclose(draws["norm_2_2"], np.linalg.norm(draws["jacobian"], axis=(2, 3)), rtol=1e-5)
+    assert "wrote results.json, figure.png, draws.npz in results/validate-1" in out
+    assert "compiled in" in out
+    # the published coefficients are no bounds at K = 1, and the table says so
+    verdicts = {(c["quantity"], c["verdict"]) for c in claims(record)}
+    assert ("mean |J| 1->2, published", "fails, as predicted") in verdicts
+    assert ("mean |J| 1->2, Chevet", "holds") in verdicts
+    run(*SMALL)
+    assert (tmp_path / "results" / "validate-2").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--block", "signed", "--output-dim", "3", "--slopes", "1", "0.3", "--weight-variance", "0.4"],
+        ["--data", "gaussian", "--input-dim", "5", "--output-dim", "7", "--bias-variance", "0", "--x64"],
+        ["--data", "gaussian", "--input-dim", "1", "--inputs", "1"],
+    ],
+)
+def test_everything_that_should_hold_holds(run, tmp_path, options):
+    status, _, _ = run(*SMALL, *options, "--out", "here")
+    assert status == 0
+    record = records(tmp_path / "here")
+    assert record["certificate"]["dtype"] == ("float64" if "--x64" in options else "float32")
+    assert jax.numpy.zeros(1).dtype == jax.numpy.float32  # the run's precision is its own
+    if "0" in options:
+        shift = [claim for claim in claims(record) if claim["quantity"] == "variance of a"]
+        assert all((claim["measured"], claim["verdict"]) == (0, "holds") for claim in shift)
+
+
+def test_residual_shows_the_published_law_failing_beside_the_corrected_one(run, tmp_path):
+    status, out, _ = run("--block", "residual", "--width", "64", "--depth", "3", "--networks", "9000", "--out", "r",
+                         "--weight-variance", "1.0", "--bias-variance", "0.05", "--inputs", "1")  # fmt: skip
+    verdicts = {claim["quantity"]: claim["verdict"] for claim in claims(records(tmp_path / "r"))}
+    assert status == 0
+    assert verdicts["variance of J along x, published"] == "fails, as predicted"
+    assert verdicts["variance of J, published"] == "fails, as predicted"
+    assert verdicts["variance of J, corrected"] == "holds"
+    assert "fails" not in verdicts.values()
+    assert "skip and branch correlate" in out
+
+
+def test_a_theory_five_percent_off_is_caught(run, monkeypatch):
+    variance = theory.jacobian_variance
+    monkeypatch.setattr(theory, "jacobian_variance", lambda spec: 1.05 * variance(spec))
+    status, out, _ = run("--width", "100", "--depth", "2", "--networks", "4000", "--inputs", "1")
+    assert status == 1
+    assert " fails" in out
+
+
+def test_few_networks_are_underpowered_and_say_so(run):
+    status, out, _ = run("--width", "24", "--depth", "2", "--networks", "4")
+    assert status == 0
+    assert "underpowered (sees" in out
+
+
+def test_dry_run_computes_and_writes_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep.Draws, "__iter__", lambda self: pytest.fail("drew networks"))
+    status, out, _ = run("--dry-run")
+    assert status == 0
+    assert "networks to see 5%" in out
+    assert "each; compiled" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_interruption_leaves_nothing(run, tmp_path, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep.Draws, "__iter__", interrupted)
+    status, _, err = run(*SMALL, "--out", "here")
+    assert (status, err) == (130, "mftadv: interrupted; nothing was written\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--width", "0"], "width: expected a positive integer, got 0"),
+        (["--depth", "-3"], "depth: expected a positive integer, got -3"),
+        (["--output-dim", "0"], "output_dim: expected a positive integer"),
+        (["--input-dim", "0", "--data", "gaussian"], "input_dim: expected a positive integer"),
+        (["--networks", "1"], "networks: expected at least 2"),
+        (["--inputs", "0"], "inputs: expected a positive integer, got 0"),
+        (["--weight-variance", "-1"], "weight_variance: expected a finite number >= 0, got -1.0"),
+        (["--bias-variance", "nan"], "bias_variance: expected a finite number >= 0, got nan"),
+        (["--slopes", "0", "0"], "at least one to be nonzero"),
+        (["--block", "resnet"], "block: expected one of vanilla, residual, signed, got 'resnet'"),
+        (["--data", "absent.npy"], "data: expected digits, gaussian or the path of a file, got 'absent.npy'"),
+        (["--seed", "-1"], "seed: expected"),
+        (["--width", "many"], "--width"),
+        (["--wdth", "3"], "--wdth"),
+    ],
+)
+def test_bad_usage_is_one_line_before_any_computing(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setattr(sweep, "draws", lambda *_, **__: pytest.fail("computed"))
+    status, out, err = run(*arguments)
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err + out
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_result_is_refused_and_overwritten_when_told(run, tmp_path):
+    assert run(*SMALL, "--out", "here")[0] == 0
+    status, _, err = run(*SMALL, "--out", "here")
+    assert status == 2
+    assert "out: expected a folder that does not exist, or --overwrite, got here" in err
+    assert run(*SMALL, "--out", "here", "--overwrite", "--seed", "1")[0] == 0
+    assert records(tmp_path / "here")["certificate"]["root_key"]["data"][-1] == 1
+
+
+def test_no_command_and_help(capsys):
+    assert cli.main([]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["validate", "--help"])
+    assert stop.value.code == 0
+    assert "--weight-variance" in capsys.readouterr().out
+
+
+def test_paper_names_the_papers_configuration(run, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "_validate", lambda args, console: seen.append(args) or 0)
+    assert run("--paper", "--networks", "8", "--block", "signed")[0] == 0
+    args = seen[0]
+    assert (args.data, args.input_dim, args.output_dim, args.width, args.depth) == ("gaussian", 1000, 1, 5000, 10)
+    assert (args.networks, args.block, args.bias_variance, args.slopes) == (8, "signed", 0.0, (1.0, 0.0))
+    assert math.isclose(args.weight_variance, 2.0)

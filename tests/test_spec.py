@@ -1,0 +1,77 @@
+"""The law of a network: what it refuses, and that it is a pytree whose leaves are traced."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mftadv.spec import NetworkSpec, dual_exponent
+
+SHAPE = {"input_dim": 3, "output_dim": 2, "width": 5, "depth": 4}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_dim": 0}, "input_dim: expected a positive integer, got 0"),
+        ({"output_dim": -1}, "output_dim: expected a positive integer, got -1"),
+        ({"width": 2.0}, "width: expected a positive integer, got 2.0"),
+        ({"depth": True}, "depth: expected a positive integer, got True"),
+        ({"weight_variance": -1e-9}, "weight_variance: expected a finite number >= 0, got -1e-09"),
+        ({"weight_variance": math.nan}, "weight_variance: expected .* got nan"),
+        ({"bias_variance": math.inf}, "bias_variance: expected .* got inf"),
+        ({"bias_variance": "1"}, "bias_variance: expected .* got '1'"),
+        ({"weight_variance": jnp.array([1.0, -1.0])}, "weight_variance: expected"),
+        ({"positive_slope": 0.0}, "at least one to be nonzero"),
+        ({"positive_slope": jnp.nan}, "positive_slope: expected a finite number, got nan"),
+        ({"block": "resnet"}, "block: expected one of vanilla, residual, signed, got 'resnet'"),
+    ],
+)
+def test_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        NetworkSpec(**{**SHAPE, **change})
+
+
+def test_leaves_are_traced_and_shapes_are_not():
+    traces = []
+
+    @jax.jit
+    def product(spec):
+        traces.append(1)
+        return spec.weight_variance * spec.width
+
+    assert product(NetworkSpec(**SHAPE, weight_variance=2)) == 10
+    assert product(NetworkSpec(**SHAPE, weight_variance=3.0)) == 15
+    assert len(traces) == 1
+    assert product(NetworkSpec(**{**SHAPE, "width": 6})) == 12
+    assert len(traces) == 2
+
+
+def test_transformations():
+    spec = NetworkSpec(**SHAPE, weight_variance=3.0, bias_variance=0.5)
+    gradient = jax.grad(lambda spec: -(spec.weight_variance**2) + spec.bias_variance)(spec)
+    assert (gradient.weight_variance, gradient.bias_variance, gradient.positive_slope) == (-6.0, 1.0, 0.0)
+    assert gradient.width == 5
+    swept = NetworkSpec(**SHAPE, weight_variance=jnp.arange(1.0, 4.0))
+    axes = NetworkSpec(**SHAPE, weight_variance=0.0)
+    axes = jax.tree.unflatten(jax.tree.structure(axes), [0, None, None, None])
+    np.testing.assert_array_equal(jax.vmap(lambda s: 2 * s.weight_variance, in_axes=(axes,))(swept), [2.0, 4.0, 6.0])
+    names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(spec)]
+    assert names == [".weight_variance", ".bias_variance", ".positive_slope", ".negative_slope"]
+    assert jax.tree.map(lambda leaf: leaf, spec) == spec
+    assert hash(spec) == hash(NetworkSpec(**SHAPE, weight_variance=3, bias_variance=0.5))
+
+
+@pytest.mark.parametrize(("p", "dual"), [(1, math.inf), (2, 2.0), (math.inf, 1.0), (3, 1.5), (1.5, 3.0)])
+def test_dual_exponent(p, dual):
+    assert dual_exponent(p) == pytest.approx(dual)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("p", [0.5, -1, math.nan, True, "2", None])
+def test_dual_exponent_refuses(p):
+    with pytest.raises(ValueError, match=r"p: expected a number in \[1, inf\]"):
+        dual_exponent(p)

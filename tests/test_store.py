@@ -1,0 +1,79 @@
+"""Result folders appear whole or not at all."""
+
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from mftadv import store
+from mftadv.spec import NetworkSpec
+
+
+def text(content):
+    return lambda path: path.write_text(content)
+
+
+def test_written_whole_and_never_over_another(tmp_path):
+    folder = tmp_path / "a" / "run"
+    store.write_run(folder, {"results.json": text("1"), "b": text("2")})
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"results.json": "1", "b": "2"}
+    with pytest.raises(ValueError, match="out: expected a folder that does not exist, or --overwrite"):
+        store.write_run(folder, {"results.json": text("3")})
+    store.write_run(folder, {"results.json": text("3")}, overwrite=True)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"results.json": "3"}
+    assert [path.name for path in folder.parent.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_interruption_leaves_the_old_run_and_nothing_else(tmp_path, error):
+    folder = tmp_path / "run"
+    store.write_run(folder, {"results.json": text("old")})
+
+    def interrupted(path):
+        path.write_text("half")
+        raise error
+
+    with pytest.raises(error):
+        store.write_run(folder, {"results.json": text("new"), "figure.png": interrupted}, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert (folder / "results.json").read_text() == "old"
+
+
+def test_only_results_are_overwritten(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"out: expected a result folder to overwrite"):
+        store.write_run(tmp_path / "thesis", {"results.json": text("")}, overwrite=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="out: expected a folder, got the file"):
+        store.check_vacant(tmp_path / "file", overwrite=True)
+    with pytest.raises(ValueError, match="out: expected a place one may write to"):
+        store.check_vacant(tmp_path / "file" / "run", overwrite=False)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_place_one_may_not_write_to(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(ValueError, match="out: expected a place one may write to"):
+        store.check_vacant(tmp_path / "run", overwrite=False)
+
+
+def test_next_vacant(tmp_path):
+    stem = tmp_path / "validate"
+    assert store.next_vacant(stem).name == "validate-1"
+    (tmp_path / "validate-1").mkdir()
+    assert store.next_vacant(stem).name == "validate-2"
+
+
+def test_birth_certificate_replays_a_network():
+    spec = NetworkSpec(3, 1, 4, 2, 1.5, block="signed")
+    key = jax.random.key(7, impl="threefry4x32")
+    record = json.loads(json.dumps(store.birth_certificate(spec, key, 10, preprocessing="none", dtype=np.float32)))
+    again = jax.random.wrap_key_data(np.array(record["root_key"]["data"], np.uint32), impl=record["root_key"]["impl"])
+    assert jax.random.normal(again) == jax.random.normal(key)
+    assert NetworkSpec(**record["spec"]) == spec
+    assert record["networks"] == [0, 10]
+    assert record["dtype"] == "float32"
+    assert {"jax", "mftadv", "python"} <= set(record["versions"])
