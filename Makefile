@@ -9,7 +9,7 @@ validate: $(VENV)/.cli
 	$(BIN)/mftadv validate
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

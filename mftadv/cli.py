@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import math
 import sys
@@ -138,12 +139,13 @@ def _validate(args: Validate, console: Console) -> int:
     for i, group in enumerate(groups):
         console.print()
         console.print(report.verdict_table(f"input {i + 1}, |x|^2/d = {np.mean(xs[i] ** 2):.4g}", group))
-    notes = dict.fromkeys(
-        f"{j.claim.quantity}: {j.claim.note}" for j in everything if j.claim.note and j.verdict != "holds"
-    )
+    notes = {}
+    for judgement in everything:
+        if judgement.claim.note and judgement.verdict.startswith("fails"):
+            notes.setdefault(judgement.claim.note, {})[judgement.claim.quantity] = None
     console.print()
-    for note in notes:
-        console.print(f"* {note}")
+    for note, quantities in notes.items():
+        console.print(f"* {'; '.join(quantities)}: {note}", soft_wrap=True)
     counts = {v: sum(j.verdict == v for j in everything) for v in dict.fromkeys(j.verdict for j in everything)}
     console.print(
         f"{', '.join(f'{count} {verdict}' for verdict, count in counts.items())}; "
@@ -236,8 +238,10 @@ def _parse(arguments: Sequence[str] | None) -> Validate:
     except SystemExit as stop:
         if not stop.code:
             raise
-        lines = [line.strip("│ ") for line in box.getvalue().splitlines() if line.startswith("│")]
-        message = lines[: next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))]
+        # a box, drawn as the terminal allows: its title, rules, and between them paragraphs, the first the message
+        lines = [line.strip("╭╮╰╯│─ ") for line in box.getvalue().splitlines()[1:]]
+        body = itertools.dropwhile(lambda line: not line.strip("-"), lines)
+        message = itertools.takewhile(lambda line: line.strip("-"), body)
         raise ValueError(" ".join(message)) from None
 
 

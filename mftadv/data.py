@@ -51,7 +51,7 @@ def load_inputs(source: str, num_inputs: int, seed: int, *, input_dim: int = 100
     elif source == "digits":
         from sklearn.datasets import load_digits  # here alone, for whoever asks for it
 
-        values = load_digits().data
+        values = np.asarray(load_digits(return_X_y=True)[0])
     else:
         values = _read(Path(source))
     mean_square = float(np.mean(values**2))

@@ -111,7 +111,7 @@ def _quantiles(axes, values: np.ndarray, kurtosis: float | None, legend: bool) -
     axes.axline((0, 0), slope=1, color=_GREY, lw=1.2, label="normal law (infinite width)")
     if kurtosis:
         grid = np.linspace(-12, 12, 4001)
-        law = scale_mixture_cdf(grid, 1.0, kurtosis)
+        law = np.asarray(scale_mixture_cdf(grid, 1.0, kurtosis))
         known = (law > 0) & (law < 1) & (np.diff(law, prepend=-1.0) > 0)
         mixture = np.interp((ranks - 0.5) / count, law[known], grid[known])
         axes.plot(expected, mixture, color=_RED, lw=1.2, ls="--", label="law at this width")

@@ -1,0 +1,23 @@
+"""What the README shows is what a reader gets."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_runs_and_agrees_with_theory(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len([line for line in example.splitlines() if line.strip()]) <= 15
+    exec(compile(example, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    for line in lines[:2]:
+        measured, error, expected = (float(number) for number in re.findall(r"\d\.\d+(?:e-\d+)?", line))
+        assert abs(measured - expected) < 4 * error
+    assert float(lines[2].split()[-1]) > 0
+
+
+def test_the_commands_exist():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:^ *|`)make (\w+)", README, re.MULTILINE)) <= targets
