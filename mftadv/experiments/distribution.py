@@ -102,8 +102,9 @@ def claims(spec: NetworkSpec, x: Float[np.ndarray, " d"], sample: Sample) -> lis
     """
     with jax.enable_x64(True):
         if spec.block == "residual":
-            return [*_residual_claims(spec, x, sample), *_norm_claims(spec, x, sample)]
-        return [*_exact_claims(spec, sample), *_norm_claims(spec, x, sample)]
+            law = _residual_law(spec, x)
+            return [*_residual_claims(spec, x, law, sample), *_norm_claims(spec, sample, x, law)]
+        return [*_exact_claims(spec, sample), *_norm_claims(spec, sample)]
 
 
 def _exact_claims(spec: NetworkSpec, sample: Sample) -> Iterator[Claim]:
@@ -132,10 +133,9 @@ def _exact_claims(spec: NetworkSpec, sample: Sample) -> Iterator[Claim]:
         yield Claim.of("correlation of J^2, a^2", expected, squares, scale=1.0, note=note)
 
 
-def _residual_claims(spec: NetworkSpec, x: np.ndarray, sample: Sample) -> Iterator[Claim]:
+def _residual_claims(spec: NetworkSpec, x: np.ndarray, law: dict[str, float], sample: Sample) -> Iterator[Claim]:
     """Residual networks: what the paper says beside what holds."""
     published = float(theory.jacobian_variance(spec))
-    law, allowance = _residual_law(spec, x)
     across, along = law["orthogonal"], law["along_input"] / (x @ x)
     columns = sample.entries.shape[-1]
     kept = x[:columns] / math.sqrt(x @ x)
@@ -146,7 +146,7 @@ def _residual_claims(spec: NetworkSpec, x: np.ndarray, sample: Sample) -> Iterat
         known = abs(ours - theirs) > 1e-3 * (abs(theirs) if scale is None else scale)
         options = {"expected": "fails" if known else "holds", "note": _RESIDUAL_NOTE}
         yield Claim.of(f"{quantity}, published", theirs, estimate, scale=scale, **options)
-        options = {"allowance": allowance, "reason": "corrected to first order in 1/N"}
+        options = {"allowance": law["error"], "reason": "corrected to first order in 1/N"}
         yield Claim.of(f"{quantity}, corrected", ours, estimate, scale=scale, **options)
 
     yield from both("variance of J", published, mean, statistics.mean_estimate(sample.entries**2))
@@ -162,13 +162,13 @@ def _residual_claims(spec: NetworkSpec, x: np.ndarray, sample: Sample) -> Iterat
         yield from both("correlation of J x, a", 0.0, cross, estimate, scale=1.0)
 
 
-def _residual_law(spec: NetworkSpec, x: np.ndarray) -> tuple[dict[str, float], float]:
-    """The moments of a residual network at its width, and how far they may be off: the square of the correction."""
+def _residual_law(spec: NetworkSpec, x: np.ndarray) -> dict[str, float]:
+    """The moments of a residual network at its width; `error` is how far they may be off: the correction squared."""
     limit, law = (theory.residual_law(spec, float(x @ x), finite_width=corrected) for corrected in (False, True))
     moments = ("orthogonal", "along_input", "shift", "cross")
     law, limit = ({name: float(getattr(which, name)) for name in moments} for which in (law, limit))
     correction = max(abs(law[name] / limit[name] - 1) for name in moments if limit[name])
-    return law, correction**2
+    return {**law, "error": correction**2}
 
 
 def _shift_claims(spec: NetworkSpec, shift: np.ndarray, both=None, corrected: float = 0.0) -> Iterator[Claim]:
@@ -188,13 +188,13 @@ def _centred(quantity: str, values: np.ndarray, variance: float) -> Claim:
     return Claim.of(quantity, 0.0, statistics.mean_estimate(values), scale=math.sqrt(variance))
 
 
-def _norm_claims(spec: NetworkSpec, x: np.ndarray, sample: Sample) -> Iterator[Claim]:
+def _norm_claims(spec: NetworkSpec, sample: Sample, x: Any = None, law: Any = None) -> Iterator[Claim]:
     """Measured norms against the coefficients: the mean where it is known, the bound, the published value."""
-    d, K, residual = spec.input_dim, spec.output_dim, spec.block == "residual"
+    d, K = spec.input_dim, spec.output_dim
     published_gain = math.sqrt(float(theory.jacobian_variance(spec)) * d)
-    gain = math.sqrt(_residual_law(spec, x)[0]["orthogonal"] * d) if residual else published_gain
-    # no law at finite width is known for "residual"; that of "signed" stands in
-    like = dataclasses.replace(spec, block="signed") if residual else spec
+    gain = math.sqrt(law["orthogonal"] * d) if law else published_gain
+    # no kurtosis at finite width is known for "residual"; that of "signed" stands in
+    like = dataclasses.replace(spec, block="signed") if law else spec
     w = math.log(float(theory.finite_width_factor(like)))
     if K == 1:
         lowered, allowance, excess = math.exp(-w / 8), w**2 / 8, 0.0
@@ -207,8 +207,8 @@ def _norm_claims(spec: NetworkSpec, x: np.ndarray, sample: Sample) -> Iterator[C
         measured = statistics.mean_estimate(values)
         name = f"mean |J| {exponent(p)}->{exponent(q)}"
         sharp, bound = (theory.operator_norm_coefficient(p, q, d, K, kind=kind) for kind in ("sharp", "chevet"))
-        growth = _growth_along_input(spec, x, p, q) if residual else 0.0
-        if not residual:
+        growth = _growth_along_input(spec, x, law, p, q) if law else 0.0
+        if not law:
             yield Claim.of(f"{name}, sharp", gain * sharp * lowered, measured, allowance=allowance, reason=reason)
         options = {"kind": "at_most", "allowance": excess, "reason": reason if excess else ""}
         note = "with the growth along x" if growth else ""
@@ -221,9 +221,8 @@ def _norm_claims(spec: NetworkSpec, x: np.ndarray, sample: Sample) -> Iterator[C
             yield Claim.of(f"{name}, published", published_gain * published, measured, note=note, **options)
 
 
-def _growth_along_input(spec: NetworkSpec, x: np.ndarray, p: float, q: float) -> float:
+def _growth_along_input(spec: NetworkSpec, x: np.ndarray, law: dict[str, float], p: float, q: float) -> float:
     """What growth along x adds at most to a mean norm: J = G + (rho - 1) G x x^T / |x|^2, by the triangle."""
-    law = _residual_law(spec, x)[0]
     size = math.sqrt(x @ x)
     along = max(math.sqrt(law["along_input"]) / size - math.sqrt(law["orthogonal"]), 0.0)
     output = theory.operator_norm_coefficient(1, q, 1, spec.output_dim, kind="sharp")

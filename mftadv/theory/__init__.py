@@ -5,7 +5,6 @@ from mftadv.theory._laws import (
     finite_width_factor,
     jacobian_kurtosis,
     jacobian_variance,
-    log_propagation_factor,
     propagation_factor,
     shift_variance,
 )
@@ -33,7 +32,6 @@ __all__ = [
     "jacobian_shift_square_correlation",
     "jacobian_variance",
     "kappa",
-    "log_propagation_factor",
     "max_trainable_depth",
     "one_step_loss",
     "operator_norm_coefficient",
