@@ -27,6 +27,7 @@ from mftadv.experiments import distribution
 from mftadv.spec import NetworkSpec
 
 FAMILY_ERROR = 1e-3
+_PAPER = {"data": "gaussian", "width": 5000, "depth": 10, "bias_variance": 0.0}
 _AFFORDABLE_NUMBERS = 4 * 10**9  # random numbers drawn by a run that names no number of networks
 
 
@@ -34,7 +35,8 @@ _AFFORDABLE_NUMBERS = 4 * 10**9  # random numbers drawn by a run that names no n
 class Validate:
     """Check the law of J and a of random networks: draw many, measure, and hold every claim against its closed form.
 
-    Exit status: 0 when every claim that should hold holds (or is underpowered), 1 when one fails, 2 for bad usage.
+    Exit status: 0 when every claim that should hold holds (or is underpowered), 1 when one fails, 2 for bad usage,
+    3 when the machine fails (memory, disk).
     """
 
     data: str = "digits"
@@ -44,7 +46,7 @@ class Validate:
     input_dim: int = 1000
     """Dimension d of gaussian inputs."""
     scale: bool = True
-    """Rescale the data to mean |x|^2/d = 1."""
+    """Whether to rescale the data to mean |x|^2/d = 1 (--no-scale: as they are)."""
     networks: int | None = None
     """Number of random networks (default: as many as every claim needs, as far as about a minute goes)."""
     width: int = 100
@@ -62,7 +64,7 @@ class Validate:
     slopes: tuple[float, float] = (1.0, 0.0)
     """Slopes u v of the activation on z >= 0 and z < 0; 1 0 is ReLU."""
     paper: bool = False
-    """The paper's configuration: gaussian inputs, d=1000, K=1, N=5000, L=10, ReLU, no bias."""
+    """The paper's configuration wherever no other is asked for: gaussian inputs, d=1000, N=5000, L=10, no bias."""
     seed: int = 0
     """Of the networks and of the choice of inputs."""
     x64: bool = False
@@ -77,12 +79,13 @@ class Validate:
     """Keep the raw draws as draws.npz."""
 
     def __call__(self, console: Console) -> int:
+        args = self
         if self.paper:
-            paper = {"data": "gaussian", "input_dim": 1000, "output_dim": 1, "width": 5000, "depth": 10}
-            paper |= {"slopes": (1.0, 0.0), "bias_variance": 0.0, "paper": False}
-            return dataclasses.replace(self, **paper)(console)
-        with jax.enable_x64(self.x64):
-            return _validate(self, console)
+            defaults = {field.name: field.default for field in dataclasses.fields(self)}
+            unset = {name: value for name, value in _PAPER.items() if getattr(self, name) == defaults[name]}
+            args = dataclasses.replace(self, **unset)
+        with jax.enable_x64(args.x64):
+            return _validate(args, console)
 
 
 def _validate(args: Validate, console: Console) -> int:
@@ -99,8 +102,12 @@ def _validate(args: Validate, console: Console) -> int:
         xs.shape[1], args.output_dim, args.width, args.depth, args.weight_variance, args.bias_variance, *args.slopes,
         block=args.block,
     )  # fmt: skip
-    # the fastest key that is safe under vmap and sharding
-    key = jax.random.key(args.seed, impl="threefry4x32")
+    if not 0 < float(theory.jacobian_variance(spec)) < math.inf:
+        raise ValueError(
+            "weight_variance: expected omega^L within the floating-point numbers, and not 0, got "
+            f"omega={float(theory.propagation_factor(spec)):g} with L={spec.depth}"
+        )
+    key = _fastest_key(args.seed)
     plan = distribution.plan(spec, len(xs), FAMILY_ERROR)
     num_networks = args.networks or _affordable(spec, max(plan.values()))
     statistic = distribution.statistic(spec, len(xs), num_networks)
@@ -121,6 +128,15 @@ def _validate(args: Validate, console: Console) -> int:
     if args.dry_run:
         return 0
 
+    certificate = store.birth_certificate(
+        spec,
+        key,
+        num_networks,
+        arguments=dataclasses.asdict(args),
+        preprocessing=data.preprocessing,
+        batch_size=run.batch_size,
+        dtype=jnp.zeros(0).dtype,
+    )
     start = time.perf_counter()
     samples = []
     with _progress(console) as progress:
@@ -153,9 +169,7 @@ def _validate(args: Validate, console: Console) -> int:
     )
 
     record = {
-        "certificate": store.birth_certificate(
-            spec, key, num_networks, preprocessing=data.preprocessing, dtype=sample.entries.dtype
-        ),
+        "certificate": certificate,
         "seconds": {"compile": run.compile_seconds, "run": run_seconds},
         "family_error": FAMILY_ERROR,
         "inputs": [
@@ -172,9 +186,19 @@ def _validate(args: Validate, console: Console) -> int:
         norms = {f"norm_{distribution.exponent(p)}_{distribution.exponent(q)}": v for (p, q), v in sample.norms.items()}
         arrays = {"x": xs, "jacobian": sample.entries, "along_x": sample.along, "shift": sample.shift, **norms}
         files["draws.npz"] = lambda path: np.savez(path, **arrays)
+    if not args.out:
+        out = store.next_vacant(out.with_name("validate"))  # another run may have taken the number meanwhile
     store.write_run(out, files, overwrite=args.overwrite)
     console.print(f"wrote {', '.join(files)} in {escape(str(out))}")
     return 1 if counts.get("fails") else 0
+
+
+def _fastest_key(seed: int) -> jax.Array:
+    """The fastest kind of key this JAX has that is safe under vmap and sharding."""
+    try:
+        return jax.random.key(seed, impl="threefry4x32")
+    except ValueError:  # JAX before 0.10.2
+        return jax.random.key(seed, impl="threefry2x32")
 
 
 def _affordable(spec: NetworkSpec, needed: float) -> int:
@@ -246,13 +270,16 @@ def _parse(arguments: Sequence[str] | None) -> Validate:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is that of the command, 2 for bad usage, 130 for Ctrl-C."""
+    """Run a command; exit status: the command's, 2 for bad usage, 3 for a failing machine, 130 for Ctrl-C."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     try:
         return _parse(arguments)(console)
     except ValueError as error:
         print(f"mftadv: {error}", file=sys.stderr)
         return 2
+    except (OSError, MemoryError, OverflowError, jax.errors.JaxRuntimeError) as error:
+        print(f"mftadv: {type(error).__name__}: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print("mftadv: interrupted; nothing was written", file=sys.stderr)
         return 130

@@ -159,7 +159,8 @@ def judge(claims: Sequence[Claim], family_error: float = 1e-3) -> tuple[Judgemen
     Holm's step-down over the table. A claim is underpowered where it is not rejected and a deviation of 5% of its scale
     would not be seen with probability 0.9 at the strictest level, family_error / m; a bound is not, where its upper
     confidence limit at that level is at most 5% above it. A claim expected to fail that is not rejected is judged like
-    any other. Non-finite draws or values fail.
+    any other. Non-finite draws fail, as does an infinite
+    value; one that could not be measured (nan, such as the kurtosis of nothing) is underpowered.
 
     Args:
         claims: m claims; all of them count in the family, also those expected to fail.
@@ -189,7 +190,7 @@ def judge(claims: Sequence[Claim], family_error: float = 1e-3) -> tuple[Judgemen
     freedom = np.where(error == 0, math.inf, column("degrees_of_freedom"))
     kind = np.array([claim.kind for claim in claims])
     bound, distance = kind == "at_most", kind == "distance"
-    broken = (column("nonfinite") > 0) | ~np.isfinite(theory) | ~np.isfinite(measured)
+    broken = (column("nonfinite") > 0) | ~np.isfinite(theory) | np.isinf(measured)
     level = family_error / len(claims)
 
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

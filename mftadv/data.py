@@ -3,6 +3,7 @@
 import gzip
 import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +40,9 @@ def load_inputs(source: str, num_inputs: int, seed: int, *, input_dim: int = 100
 
     Raises:
         ValueError: the file is missing, empty, unreadable, not numeric, not finite or all zero; or num_inputs is not
-            in 1 ... n, or a chosen input is zero.
+            in 1 ... n, or a chosen input is zero. It names the arguments as the command line does: data, inputs.
+
+    Source: ours.
     """
     if num_inputs < 1:
         raise ValueError(f"inputs: expected a positive integer, got {num_inputs}")
@@ -54,7 +57,8 @@ def load_inputs(source: str, num_inputs: int, seed: int, *, input_dim: int = 100
         values = np.asarray(load_digits(return_X_y=True)[0])
     else:
         values = _read(Path(source))
-    mean_square = float(np.mean(values**2))
+    with np.errstate(over="ignore"):
+        mean_square = float(np.mean(values**2))
     if mean_square == 0 or not math.isfinite(mean_square):
         raise ValueError(f"data: expected numbers of finite, nonzero mean square, got {mean_square} in {source}")
     if num_inputs > len(values):
@@ -87,7 +91,7 @@ def _read(path: Path) -> np.ndarray:
         values = np.asarray(values)
         if values.dtype.kind not in "fiub":
             raise ValueError(f"expected real numbers, got {values.dtype}")
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, TypeError, ValueError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"data: {' '.join(str(error).split())}, in {path}") from None
     if values.ndim == 0 or values.size == 0:
         raise ValueError(f"data: expected an array [n, d], got shape {list(values.shape)} in {path}")
@@ -99,7 +103,10 @@ def _read(path: Path) -> np.ndarray:
 
 
 def _only_array(path: Path) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as arrays:
+    arrays = np.load(path, allow_pickle=False)
+    if isinstance(arrays, np.ndarray):
+        raise ValueError("expected an .npz archive, got one array; name it .npy")
+    with arrays:
         names = list(arrays)
         if "x" not in names and len(names) != 1:
             raise ValueError(f'expected an array named "x" or a single one, got {", ".join(names) or "none"}')
@@ -107,14 +114,20 @@ def _only_array(path: Path) -> np.ndarray:
 
 
 def _read_csv(path: Path) -> np.ndarray:
-    with path.open() as lines:
-        first = lines.readline()
+    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if lines and not any(_is_number(cell) for cell in lines[0].split(",")):
+        lines = lines[1:]
+    if not lines:
+        raise ValueError("expected rows of numbers, got none")
+    return np.loadtxt(lines, delimiter=",", ndmin=2)
+
+
+def _is_number(cell: str) -> bool:
     try:
-        [float(cell) for cell in first.split(",")]
-        header = 0
+        float(cell)
     except ValueError:
-        header = 1
-    return np.loadtxt(path, delimiter=",", skiprows=header, ndmin=2)
+        return False
+    return True
 
 
 def _read_idx(path: Path) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from mftadv import oracle
 from mftadv.network import Evaluation, Network
@@ -24,7 +24,7 @@ class LinearRepresentation(NamedTuple):
 
 
 def linear_representation(
-    net_or_f: Source, x: Float[Array, "*B d"], *, chunk_size: int | None = None
+    net_or_f: Source, x: Float[ArrayLike, "*B d"], *, chunk_size: int | None = None
 ) -> LinearRepresentation:
     """The exact Jacobian J and shift a of a network, or of any JAX function, at one input or a block of inputs.
 
@@ -47,7 +47,7 @@ def linear_representation(
 
     Source: Kumano et al. 2023, section 4 (linear representation); the sum for the shift is ours.
     """
-    if chunk_size is not None and chunk_size < 1:
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise ValueError(f"chunk_size: expected a positive integer or None, got {chunk_size!r}")
     at = oracle.value(net_or_f, x)
     dtype, points = at.output.dtype, at.output.shape[:-1]

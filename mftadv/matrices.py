@@ -6,7 +6,7 @@ is touched: code written over these verbs serves every kind.
 """
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ class Matrix(Protocol):
 class DenseMatrix:
     """A matrix held entry by entry."""
 
-    entries: Float[Array, "m n"]
+    entries: Any  # [m, n]; JAX rebuilds pytrees around things that are no arrays
 
     @property
     def dtype(self) -> jnp.dtype:

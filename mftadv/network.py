@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from mftadv.matrices import DenseMatrix, Matrix, dense_gaussian
 from mftadv.spec import NetworkSpec
@@ -65,20 +65,29 @@ class Evaluation(NamedTuple):
     network: Any
 
 
-def init(key: Key[Array, ""], spec: NetworkSpec) -> Network:
-    """Draw one dense network.
+ENGINES = ("dense",)
+
+
+def init(key: Key[Array, ""], spec: NetworkSpec, engine: str = "dense") -> Network:
+    """Draw one network.
 
     P_in ~ N(0, 1/d), W_l ~ N(0, s/N), b_l ~ N(0, b2), P_out ~ N(0, 1/N), S_l = +-1 with equal odds.
 
     Args:
         key: a JAX key; "threefry4x32" keys draw two to three times as fast as the default on a CPU.
         spec: the law of the network.
+        engine: how its matrices are held: "dense", entry by entry.
 
     Returns:
         The network, in the default float type of JAX.
 
+    Raises:
+        ValueError: the engine does not exist.
+
     Source: Kumano et al. 2023, section 3.
     """
+    if engine not in ENGINES:
+        raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
     d, K, N, L = spec.input_dim, spec.output_dim, spec.width, spec.depth
     # Derived in a loop: a compiler that fuses a key's derivation into a draw repeats it for every entry drawn.
     keys = jax.lax.map(lambda tag: jax.random.fold_in(key, tag), jnp.arange(4 + L))
@@ -92,33 +101,47 @@ def init(key: Key[Array, ""], spec: NetworkSpec) -> Network:
     return Network(Params(tuple(weights), tuple(biases)), Frozen(embedding, readout, tuple(signs)), spec)
 
 
-def apply(network: Network, x: Float[Array, "*B d"]) -> Float[Array, "*B K"]:
+def apply(network: Network, x: Float[ArrayLike, "*B d"]) -> Float[Array, "*B K"]:
     """The output f(x) of a dense network.
 
     Args:
         network: a network whose matrices are dense.
         x: one input [d] or a block of inputs [B, d].
 
+    Returns:
+        f(x), [K] or [B, K].
+
     Raises:
         ValueError: the network reveals its matrices as they are asked, so that an answer without the network to ask
             next would be lost (use `evaluate`); or x has the wrong shape.
+
+    Source: Kumano et al. 2023, section 3.
     """
     if not network.is_dense:
         raise ValueError("network: expected dense matrices, got others; use evaluate(network, x), and its network next")
     return evaluate(network, x)[0]
 
 
-def evaluate(network: Network, x: Float[Array, "*B d"]) -> tuple[Float[Array, "*B K"], Network]:
+def evaluate(network: Network, x: Float[ArrayLike, "*B d"]) -> tuple[Float[Array, "*B K"], Network]:
     """The output f(x) of any network, and the network to ask next.
+
+    Args:
+        network: the network.
+        x: one input [d] or a block of inputs [B, d].
+
+    Returns:
+        f(x), [K] or [B, K], and the network: what an answer reveals of it belongs to its law from then on.
 
     Raises:
         ValueError: x is not [d] or [B, d] with the d of the network.
+
+    Source: Kumano et al. 2023, section 3.
     """
     evaluation = forward(network, x)
     return evaluation.output, evaluation.network
 
 
-def forward(network: Network, x: Float[Array, "*B d"]) -> Evaluation:
+def forward(network: Network, x: Float[ArrayLike, "*B d"]) -> Evaluation:
     """Evaluate f at x, keeping what differences and derivatives there need."""
     x = _check_input(network, x)
     embedding, h = network.frozen.embedding.matvec(x)
@@ -132,7 +155,7 @@ def forward(network: Network, x: Float[Array, "*B d"]) -> Evaluation:
 
 
 def difference(network: Network, base: Evaluation, eta: Float[Array, "*points d"]) -> Evaluation:
-    """F(x + eta) - f(x), with no subtraction of nearly equal numbers, and the derivatives at x + eta.
+    """The difference f(x + eta) - f(x), with no subtraction of nearly equal numbers, and the derivatives at x + eta.
 
     dz = W dh;  dh' = e dh + S (phi(z + dz) - phi(z)), which is slope * dz where no gate moves.
 
@@ -141,7 +164,10 @@ def difference(network: Network, base: Evaluation, eta: Float[Array, "*points d"
         base: `forward(network, x)` for one input [d] or a block [B, d].
         eta: perturbations of the shape of x, or [R, d] ([B, R, d]) for several of each input.
     """
-    embedding, dh = network.frozen.embedding.matvec(_check_input(network, eta, "eta", base.output.ndim + 1))
+    points, d = base.output.shape[:-1], network.spec.input_dim
+    if eta.shape != (*points, d) and eta.shape != (*points, *eta.shape[-2:-1], d):
+        raise ValueError(f"eta: expected shape {[*points, d]} or {[*points, 'R', d]}, got {list(eta.shape)}")
+    embedding, dh = network.frozen.embedding.matvec(jnp.asarray(eta, network.dtype))
 
     def layer(matrix, _, z, dh):
         matrix, dz = matrix.matvec(dh)
@@ -244,9 +270,9 @@ def _of_points(values: Array, rows: Array) -> Array:
     return values if values.ndim == rows.ndim else values[..., None, :]
 
 
-def _check_input(network: Network, x: Array, name: str = "x", max_ndim: int = 2) -> Array:
+def _check_input(network: Network, x: ArrayLike) -> Array:
     d = network.spec.input_dim
     x = jnp.asarray(x)
-    if not 1 <= x.ndim <= max_ndim or x.shape[-1] != d:
-        raise ValueError(f"{name}: expected shape [{d}] or [B, {d}], got {list(x.shape)}")
+    if x.ndim not in (1, 2) or x.shape[-1] != d:
+        raise ValueError(f"x: expected shape [{d}] or [B, {d}], got {list(x.shape)}")
     return x.astype(network.dtype)

@@ -11,10 +11,19 @@ __all__ = ["exact_operator_norm", "has_exact_operator_norm", "vector_norm"]
 
 
 def vector_norm(x: Float[Array, "*rows n"], p: float) -> Float[Array, "*rows"]:
-    """|x|_p along the last axis, (sum_j |x_j|^p)^(1/p), scaled by the largest entry so that no power overflows.
+    """|x|_p = (sum_j |x_j|^p)^(1/p) along the last axis, scaled by the largest entry so that no power overflows.
+
+    Args:
+        x: a vector [n], or rows of them.
+        p: the exponent, in [1, inf].
+
+    Returns:
+        The norm of each row.
 
     Raises:
         ValueError: `p` is not a number in [1, inf].
+
+    Source: definition.
     """
     p, x = check_exponent("p", p), jnp.abs(x)
     largest = jnp.max(x, axis=-1)
@@ -40,6 +49,9 @@ def exact_operator_norm(matrix: Float[Array, "*batch K d"], p: float, q: float) 
         matrix: M [K, d], or a batch of them.
         p: exponent of the norm of eta, in [1, inf].
         q: exponent of the norm of M eta, in [1, inf].
+
+    Returns:
+        The norm of each matrix.
 
     Raises:
         ValueError: an exponent is below 1, or this norm has no formula.

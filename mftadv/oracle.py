@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from mftadv import network
 from mftadv.network import Evaluation, Network
@@ -22,7 +22,7 @@ Source = Network | Callable[[Float[Array, " d"]], Float[Array, " K"]]
 
 
 @singledispatch
-def value(source: Any, x: Float[Array, "*B d"]) -> Evaluation:
+def value(source: Any, x: ArrayLike) -> Evaluation:
     """Evaluate the source at one input [d] or a block [B, d].
 
     Raises:

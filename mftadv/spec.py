@@ -78,6 +78,10 @@ class NetworkSpec:
             value = getattr(self, name)
             if isinstance(value, numbers.Real):
                 object.__setattr__(self, name, value := float(value))
+            elif isinstance(value, np.ndarray | jax.Array) and jnp.issubdtype(value.dtype, np.integer):
+                object.__setattr__(self, name, value := jnp.asarray(value, float))
+            if isinstance(value, list | tuple):
+                raise ValueError(f"{name}: expected a number or an array, got {value!r}")
             known = concrete(value)
             if known is None:
                 continue

@@ -1,10 +1,8 @@
 """Results on disk: written whole or not at all, never over older ones unless told so, with their birth certificate."""
 
 import contextlib
-import dataclasses
 import importlib.metadata
 import itertools
-import os
 import platform
 import shutil
 import subprocess
@@ -23,7 +21,15 @@ __all__ = ["birth_certificate", "check_vacant", "next_vacant", "write_run"]
 
 
 def birth_certificate(
-    spec: NetworkSpec, key: jax.Array, num_networks: int, *, preprocessing: str, dtype: Any, mesh: Any = None
+    spec: NetworkSpec,
+    key: jax.Array,
+    num_networks: int,
+    *,
+    arguments: Mapping[str, Any],
+    preprocessing: str,
+    batch_size: int,
+    dtype: Any,
+    mesh: Any = None,
 ) -> dict[str, Any]:
     """What is needed to draw the same numbers again, as a JSON-ready dictionary.
 
@@ -31,15 +37,19 @@ def birth_certificate(
         spec: the law of the networks, with concrete leaves.
         key: the root key; network i has fold_in(key, i).
         num_networks: networks 0 ... num_networks - 1 were drawn.
+        arguments: of the command, its seed among them.
         preprocessing: what was done to the inputs.
+        batch_size: networks drawn at once.
         dtype: of the networks.
         mesh: the device mesh, if any.
     """
-    device = jax.devices()[0]
+    device = mesh.devices.flat[0] if mesh else jax.devices()[0]
     return {
-        "spec": dataclasses.asdict(spec),
+        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()},
+        "spec": {name: getattr(value, "tolist", lambda value=value: value)() for name, value in vars(spec).items()},
         "root_key": {"impl": str(jax.random.key_impl(key)), "data": np.asarray(jax.random.key_data(key)).tolist()},
         "networks": [0, num_networks],
+        "batch_size": batch_size,
         "dtype": np.dtype(dtype).name,
         "matmul_precision": matmul_precision(),
         "inputs": preprocessing,
@@ -81,9 +91,11 @@ def check_vacant(directory: Path, overwrite: bool) -> None:
             raise ValueError(f"out: expected a folder that does not exist, or --overwrite, got {directory}")
         if any(directory.iterdir()) and not (directory / "results.json").exists():
             raise ValueError(f"out: expected a result folder to overwrite, got {directory} without results.json")
-    parent = next(parent for parent in directory.absolute().parents if parent.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"out: expected a place one may write to, got {parent}")
+    parent = next(parent for parent in directory.resolve().parents if parent.exists())
+    try:
+        tempfile.TemporaryDirectory(prefix=".mftadv-", dir=parent).cleanup()
+    except OSError as error:
+        raise ValueError(f"out: expected a place one may write to, got {parent} ({error.strerror})") from None
 
 
 def next_vacant(stem: Path) -> Path:
@@ -102,7 +114,7 @@ def write_run(directory: Path, files: Mapping[str, Callable[[Path], None]], *, o
     Raises:
         ValueError: see `check_vacant`.
     """
-    directory = Path(directory)
+    directory = Path(directory).resolve()
     check_vacant(directory, overwrite)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with _scratch(directory) as scratch:
@@ -110,12 +122,13 @@ def write_run(directory: Path, files: Mapping[str, Callable[[Path], None]], *, o
         fresh.mkdir()
         for name, write in files.items():
             write(fresh / name)
-        if directory.exists():
-            directory.rename(old)
+        check_vacant(directory, overwrite)  # once more: another run may have finished meanwhile
         try:
+            if directory.exists():
+                directory.rename(old)
             fresh.rename(directory)
-        except OSError:
-            if old.exists():
+        except BaseException:
+            if old.exists() and not directory.exists():
                 old.rename(directory)
             raise
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ Statistic = Callable[..., Any]
 
 # A chunk on a CPU gains nothing from memory past the caches' reach, and progress should show.
 _CPU_BUDGET = 256 * 2**20
+_PROBE = 8  # networks in the program whose memory is measured: one alone is compiled differently
 
 
 def monte_carlo(
@@ -43,7 +45,7 @@ def monte_carlo(
 
     Args:
         statistic: statistic(key, spec, *operands) -> pytree of real arrays, for one network.
-        key: the root key of the run.
+        key: the root key of the run; not of the "rbg" kinds, whose numbers depend on how many are drawn at once.
         spec: the law of the networks.
         operands: pytrees of arrays handed to the statistic, traced.
         num_networks: number of networks, any number >= 1; the last chunk is padded and masked.
@@ -57,8 +59,10 @@ def monte_carlo(
         Non-finite draws are counted in .nonfinite, entry by entry, and enter nothing else.
 
     Raises:
-        ValueError: num_networks or batch_size is not a positive integer, mesh is not a Mesh, or the statistic does
-            not return real arrays.
+        ValueError: num_networks or batch_size is not a positive integer, mesh is not a Mesh, the key is of an "rbg"
+            kind, the statistic does not return real arrays, or a chunk does not fit into memory.
+
+    Source: ours; the merging of moments is that of `mftadv.statistics.merge`.
     """
     chunks = draws(
         statistic, key, spec, *operands, num_networks=num_networks, batch_size=batch_size, mesh=mesh, reduced=True
@@ -121,32 +125,44 @@ def draws(
         reduced: whether chunks are reduced to `Moments` on the device.
     """
     for name, value in (("num_networks", num_networks), ("batch_size", 1 if batch_size is None else batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 1 <= value < 2**31:
+            raise ValueError(f"{name}: expected an integer from 1 to 2^31 - 1, got {value!r}")
     if mesh is not None and not isinstance(mesh, Mesh):
         raise ValueError(f"mesh: expected a jax.sharding.Mesh or None, got {type(mesh).__name__}")
-    result = jax.eval_shape(statistic, key, spec, *operands)
-    if any(not jnp.issubdtype(leaf.dtype, np.number) or jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(result)):
+    if "rbg" in str(jax.random.key_impl(key)):
+        raise ValueError(f"key: expected one whose draws do not depend on the batch, got {jax.random.key_impl(key)}")
+    # Python numbers and arrays trace differently, so that changing one for the other would recompile.
+    spec, operands = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), (spec, operands))
+    result = jax.tree.leaves(jax.eval_shape(statistic, key, spec, *operands))
+    if not result or any(not jnp.issubdtype(leaf.dtype, np.number) and leaf.dtype != bool for leaf in result):
+        raise ValueError(f"statistic: expected a pytree of real arrays, got {result}")
+    if any(jnp.issubdtype(leaf.dtype, np.complexfloating) for leaf in result):
         raise ValueError(f"statistic: expected a pytree of real arrays, got {result}")
 
     start = time.perf_counter()
     devices = mesh.size if mesh else 1
     lower = partial(_chunk.lower, key, np.int32(0), np.int32(num_networks), spec, operands)
     static = {"statistic": statistic, "mesh": mesh, "reduced": reduced}
-    smallest = _memory(lower(batch_size=devices, **static).compile())
+    limit, budget = _memory(mesh)
     if batch_size is None:
-        batch_size = max(1, int(_memory_budget(mesh) // max(smallest, 1))) * devices
+        probe = lower(batch_size=_PROBE * devices, **static).compile()
+        batch_size = max(1, int(budget // max(_bytes(probe) / _PROBE, 1))) * devices
     batch_size = -(-min(batch_size, num_networks) // devices) * devices
     # chunks of even size leave the least padding
     num_chunks = -(-num_networks // batch_size)
     batch_size = -(-math.ceil(num_networks / num_chunks) // devices) * devices
-    lower(batch_size=batch_size, **static).compile()
+    taken = _bytes(lower(batch_size=batch_size, **static).compile())
+    if taken > limit:
+        raise ValueError(
+            f"spec, batch_size: expected {batch_size} networks to fit into {limit / 2**30:.3g} GiB of memory, "
+            f"got {taken / 2**30:.3g} GiB"
+        )
     elapsed = time.perf_counter() - start
 
     def chunk(first: int):
         return _chunk(key, np.int32(first), np.int32(num_networks), spec, operands, batch_size=batch_size, **static)
 
-    return Draws(num_networks, batch_size, smallest, elapsed, chunk, reduced)
+    return Draws(num_networks, batch_size, taken * devices // batch_size, elapsed, chunk, reduced)
 
 
 @partial(jax.jit, static_argnames=("statistic", "batch_size", "mesh", "reduced"))
@@ -177,16 +193,21 @@ def _is_moments(node: Any) -> bool:
     return isinstance(node, Moments)
 
 
-def _memory(compiled) -> int:
-    """Bytes a compiled chunk takes beside its arguments; 0 where a backend does not say."""
+def _bytes(compiled) -> int:
+    """Bytes of a device a compiled chunk takes beside its arguments; 0 where a backend does not say."""
     analysis = compiled.memory_analysis()
     return analysis.temp_size_in_bytes + analysis.output_size_in_bytes if analysis else 0
 
 
-def _memory_budget(mesh: Mesh | None) -> int:
-    """Bytes a chunk may take on each device."""
+def _memory(mesh: Mesh | None) -> tuple[float, float]:
+    """Bytes of each device: all there are, inf where that is not known, and those a chunk may take."""
     device = mesh.devices.flat[0] if mesh else jax.devices()[0]
     if device.platform == "cpu":
-        return min(_CPU_BUDGET, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
+        try:
+            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, OSError, ValueError):  # not every system says
+            return math.inf, _CPU_BUDGET
+        return total, min(_CPU_BUDGET, total // 4)
     memory = device.memory_stats() or {}
-    return max(memory.get("bytes_limit", 2 * _CPU_BUDGET) - memory.get("bytes_in_use", 0), 0) // 2
+    total = memory.get("bytes_limit", math.inf)
+    return total, (total - memory.get("bytes_in_use", 0)) // 2 if math.isfinite(total) else _CPU_BUDGET

@@ -49,6 +49,18 @@ def test_csv_without_header(tmp_path):
     np.testing.assert_array_equal(load_inputs(str(path), 2, 0, scale=False).values, [[1, 2], [3, 4]])
 
 
+def test_csv_keeps_every_row(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("\ufeff1,2\n3,4\n", encoding="utf-8")
+    assert load_inputs(str(path), 2, 0).values.shape == (2, 2)
+    path.write_text("1,,3\n4,5,6\n")
+    with pytest.raises(ValueError, match="data: could not convert"):
+        load_inputs(str(path), 1, 0)
+    path.write_text("a,b\n")
+    with pytest.raises(ValueError, match="data: expected rows of numbers, got none"):
+        load_inputs(str(path), 1, 0)
+
+
 def test_digits_and_gaussian():
     digits = load_inputs("digits", 3, 5)
     assert digits.values.shape == (3, 64)

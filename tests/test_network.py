@@ -154,7 +154,7 @@ def test_oracle_sees_a_function_as_it_sees_a_network():
         xs = jax.random.normal(jax.random.key(1), (4, 7))
         etas = jax.random.normal(jax.random.key(2), (4, 2, 7))
         cotangents = jax.random.normal(jax.random.key(3), (4, 2, 3))
-        tangents, constants = jax.random.normal(jax.random.key(4), (4, 2, 7)), jnp.array([[0.0, 2.0]])
+        tangents, constants = jax.random.normal(jax.random.key(4), (4, 2, 7)), jnp.array([[0.0, 2.0]] * 4)
         seen = []
         for source in (net, lambda x: apply(net, x)):
             base = oracle.value(source, xs)

@@ -27,6 +27,36 @@ def test_written_whole_and_never_over_another(tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_interruption_between_the_renames_restores_the_old_run(tmp_path, monkeypatch, error):
+    folder, rename = tmp_path / "run", type(tmp_path).rename
+    store.write_run(folder, {"results.json": text("old")})
+
+    def interrupted(self, target):
+        if self.name == "fresh":
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(type(tmp_path), "rename", interrupted)
+    with pytest.raises(error):
+        store.write_run(folder, {"results.json": text("new")}, overwrite=True)
+    assert (folder / "results.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_finished_meanwhile_is_not_lost(tmp_path):
+    folder = tmp_path / "run"
+
+    def slow(path):
+        path.write_text("mine")
+        if not folder.exists():
+            store.write_run(folder, {"results.json": text("theirs")})
+
+    with pytest.raises(ValueError, match="out: expected a folder that does not exist"):
+        store.write_run(folder, {"results.json": slow})
+    assert (folder / "results.json").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_an_interruption_leaves_the_old_run_and_nothing_else(tmp_path, error):
     folder = tmp_path / "run"
     store.write_run(folder, {"results.json": text("old")})
@@ -69,8 +99,14 @@ def test_next_vacant(tmp_path):
 
 def test_birth_certificate_replays_a_network():
     spec = NetworkSpec(3, 1, 4, 2, 1.5, block="signed")
-    key = jax.random.key(7, impl="threefry4x32")
-    record = json.loads(json.dumps(store.birth_certificate(spec, key, 10, preprocessing="none", dtype=np.float32)))
+    key = jax.random.key(7)
+    record = json.loads(
+        json.dumps(
+            store.birth_certificate(
+                spec, key, 10, arguments={"seed": 7}, preprocessing="none", batch_size=5, dtype=np.float32
+            )
+        )
+    )
     again = jax.random.wrap_key_data(np.array(record["root_key"]["data"], np.uint32), impl=record["root_key"]["impl"])
     assert jax.random.normal(again) == jax.random.normal(key)
     assert NetworkSpec(**record["spec"]) == spec

@@ -75,13 +75,14 @@ def test_draws_give_every_network():
 
 def test_nothing_recompiles():
     traces = []
+    leaves = (float, np.float32, jnp.float32)
 
     def counted(key, spec, x, scale):
         traces.append(1)
         return scale * jnp.sum(linear_representation(init(key, spec), x).output)
 
     for i in range(3):
-        spec = NetworkSpec(5, 2, 12, 3, 1.0 + i, 0.1 * i, 1.0, 0.1 * i)
+        spec = NetworkSpec(5, 2, 12, 3, leaves[i](1.0 + i), 0.1 * i, 1.0, 0.1 * i)
         sweep.monte_carlo(counted, jax.random.key(i), spec, i * jnp.ones(5), float(i), num_networks=9, batch_size=4)
         if i == 0:
             first = len(traces)
@@ -100,15 +101,25 @@ def test_nonfinite_draws_are_counted_and_kept_out():
     np.testing.assert_allclose(est.mean, values[values <= 0.5].mean(), rtol=1e-5)
 
 
+def test_indicators_and_integers_are_statistics():
+    est = sweep.monte_carlo(lambda key, spec: jax.random.normal(key) > 0, jax.random.key(0), SPEC, num_networks=100)
+    assert 0.3 < est.mean < 0.7
+    with pytest.raises(ValueError, match="key: expected one whose draws do not depend on the batch"):
+        sweep.monte_carlo(statistic, jax.random.key(0, impl="rbg"), SPEC, jnp.ones(5))
+
+
 def test_the_budget_decides_the_batch(monkeypatch):
     plan = lambda: sweep.draws(statistic, jax.random.key(0), SPEC, jnp.ones(5), num_networks=100)  # noqa: E731
     assert plan().batch_size == 100
     per_network = plan().bytes_per_network
     assert per_network > 3 * 12 * 12 * 4  # at least the weights
     monkeypatch.setattr(sweep, "_CPU_BUDGET", 10 * per_network)
-    assert plan().batch_size == 10
+    assert 5 <= plan().batch_size <= 15
     monkeypatch.setattr(sweep, "_CPU_BUDGET", 1)
     assert plan().batch_size == 1
+    monkeypatch.setattr(sweep, "_memory", lambda mesh: (per_network, 10 * per_network))
+    with pytest.raises(ValueError, match=r"spec, batch_size: expected .* to fit into"):
+        plan()
 
 
 def test_second_moment_is_the_theory_and_five_percent_more_is_not():
@@ -122,8 +133,8 @@ def test_second_moment_is_the_theory_and_five_percent_more_is_not():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_networks": 0}, "num_networks: expected a positive integer, got 0"),
-        ({"num_networks": 2.0}, "num_networks: expected a positive integer, got 2.0"),
+        ({"num_networks": 0}, "num_networks: expected an integer from 1"),
+        ({"num_networks": 2.0}, "num_networks: expected an integer from 1"),
         ({"mesh": 4}, "mesh: expected .* got int"),
         ({"batch_size": -1}, "batch_size: expected"),
     ],
