@@ -221,6 +221,7 @@ def judge(claims: Sequence[Claim], family_error: float = 1e-3) -> tuple[Judgemen
     rejected = adjusted <= family_error
     # a comparison with nan is False: what could not be measured is underpowered
     powered = (visible <= RESOLUTION * scale) | (bound & (upper_limit <= RESOLUTION * scale))
+    powered &= np.isfinite(measured)
 
     def verdict(i):
         if broken[i]:

@@ -154,7 +154,7 @@ def test_claims_of_estimates():
 def test_records_are_json():
     table = judge([claim(jnp.float32(2)), claim(0.0, np.float32(1), 0.0), claim(measured=math.nan, reason="r")])
     records = json.loads(json.dumps([j.as_dict() for j in table], allow_nan=False))
-    assert [r["verdict"] for r in records] == [HOLDS, FAILS, FAILS]
+    assert [r["verdict"] for r in records] == [HOLDS, FAILS, UNDERPOWERED]
     assert records[0]["theory"] == 2.0
     assert records[1]["z"] is None
     assert records[1]["ratio"] is None
