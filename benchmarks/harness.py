@@ -1,0 +1,242 @@
+"""Timing of contenders side by side: warm-up, round-robin repeats, medians, quartiles, ratios, floors."""
+
+import dataclasses
+import gc
+import importlib.metadata
+import importlib.util
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """One way to compute something.
+
+    Args:
+        name: what the tables call it.
+        run: computes it once; the harness waits for what it returns.
+        work: what cannot be avoided, in the units of the benchmark's probes: {"bytes": ..., "flops": ...}.
+        like: the contender whose first two outputs these must equal to rounding, None where there is none.
+    """
+
+    name: str
+    run: Callable[[], Any]
+    work: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    like: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """A rate of this machine, measured in the rounds of the contenders: `amount` units a run."""
+
+    run: Callable[[], Any]
+    amount: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """The time of `ours` is at most `limit` times that of the fastest of `others`; None is for information."""
+
+    ours: str
+    others: tuple[str, ...]
+    limit: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """Contenders for one task, at the sizes of `shapes`."""
+
+    shapes: Mapping[str, int]
+    contenders: Sequence[Contender]
+    goals: Sequence[Goal]
+    probes: Mapping[str, Probe] = dataclasses.field(default_factory=dict)
+    rounds: int = 11
+
+
+def read_probe(side: int) -> Probe:
+    """Bytes read from memory, by a product of a matrix and a vector, which outruns a sum."""
+    array, vector = jnp.ones((side, side), jnp.float32), jnp.ones(side, jnp.float32)
+    product = jax.jit(lambda a, v: jnp.matmul(a, v, precision="highest"))
+    return Probe(lambda: product(array, vector), array.nbytes)
+
+
+def flop_probe(n: int) -> Probe:
+    """Floating-point operations, by a product of two matrices."""
+    array = jnp.ones((n, n), jnp.float32)
+    product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
+    return Probe(lambda: product(array), 2 * n**3)
+
+
+def normal_probe(impl: str, shape: tuple[int, ...]) -> Probe:
+    """Normal numbers drawn, by one plain call."""
+    key, draw = jax.random.key(0, impl=impl), jax.jit(lambda key: jax.random.normal(key, shape))
+    return Probe(lambda: draw(key), math.prod(shape))
+
+
+def hardware_probes(quick: bool) -> dict[str, Probe]:
+    """The rates of reading memory and of multiplying matrices."""
+    side = 256 if quick else 1024 if jax.default_backend() == "cpu" else 8192
+    return {"bytes": read_probe(1000 if quick else 10_000), "flops": flop_probe(side)}
+
+
+def measure(benchmark: Benchmark, judged: bool = True) -> dict[str, Any]:
+    """Time a benchmark; a record fit for JSON. Goals are for full size: toys are not `judged`."""
+    gc.collect()
+    gc.freeze()  # so that no collection during a run walks all that is imported
+    runs = {c.name: c.run for c in benchmark.contenders} | {f"rate of {n}": p.run for n, p in benchmark.probes.items()}
+    first = {name: _timed(run)[0] for name, run in runs.items()}
+    seconds, cores = {name: [] for name in runs}, {name: [] for name in runs}
+    order = list(runs)
+    for _ in range(benchmark.rounds):
+        for name in order:
+            elapsed, busy = _timed(runs[name])
+            seconds[name].append(elapsed)
+            cores[name].append(busy / elapsed)
+        order.append(order.pop(0))  # the order turns, so that each is first once in a while
+    gc.unfreeze()
+    rates = {name: probe.amount / np.median(seconds[f"rate of {name}"]) for name, probe in benchmark.probes.items()}
+    floors = {c.name: max(((w / rates[u], u) for u, w in c.work.items()), default=None) for c in benchmark.contenders}
+    return {
+        "shapes": dict(benchmark.shapes),
+        "rounds": benchmark.rounds,
+        "rates_per_second": rates,
+        "times": {
+            c.name: {
+                **_spread(seconds[c.name]),
+                "cores_used": float(np.median(cores[c.name])),
+                "first_seconds": first[c.name],
+                "floor": floors[c.name],
+                "seconds": seconds[c.name],
+            }
+            for c in benchmark.contenders
+        },
+        "ratios": [_ratio(goal, seconds, judged) for goal in benchmark.goals if _others(goal, seconds)],
+        "agreement": agreement(benchmark),
+    }
+
+
+def agreement(benchmark: Benchmark) -> dict[str, float]:
+    """How far contenders for the same answer differ, relative to its largest entry."""
+    contenders, differences = {c.name: c for c in benchmark.contenders}, {}
+    for contender in benchmark.contenders:
+        if contender.like:
+            pairs = zip(contenders[contender.like].run()[:2], contender.run()[:2], strict=True)
+            differences[contender.name] = max(_difference(to_numpy(a), to_numpy(b)) for a, b in pairs)
+    return differences
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the versions a record was made with."""
+    threads = {"jax": available_cores()}  # XLA's pool has one thread for each core it may use
+    packages = ["jax", "jaxlib", "numpy"] + ["torch"] * HAS_TORCH
+    devices = [jax.devices()[0].device_kind]
+    if HAS_TORCH:
+        import torch
+
+        torch.set_num_threads(available_cores())
+        threads["torch"] = torch.get_num_threads()
+        devices.append(torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {
+        "device": dict(zip(threads, devices, strict=True)),
+        "platform": jax.default_backend(),
+        "processor": _processor(),
+        "cores": available_cores(),
+        "threads": threads,
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def table(name: str, record: Mapping[str, Any]) -> str:
+    """A record in words: times, then ratios with their goals."""
+    shapes = " ".join(f"{key}={value}" for key, value in record["shapes"].items())
+    rates = ", ".join(f"{rate / 1e9:.3g} G {unit}/s" for unit, rate in record["rates_per_second"].items())
+    lines = [f"{name}: {shapes}; {record['rounds']} rounds; {rates}"]
+    width = max(map(len, record["times"])) + 2
+    columns = "{:10}{:>23}{:>7}{:>11} {:13}{:>8}{:>12}"
+    header = columns.format("    median", "quartiles", "cores", "floor", "", "first", "differs by")
+    lines.append(f"  {'':{width}}{header}")
+    for contender, times in record["times"].items():
+        (low, high), floor, differs = times["quartiles"], times["floor"], record["agreement"].get(contender)
+        row = columns.format(
+            f"{times['median']:10.4g}",
+            f"{low:.4g} - {high:.4g}",
+            f"{times['cores_used']:.1f}",
+            f"{floor[0]:.4g}" if floor else "",
+            floor[1] if floor else "",
+            f"{times['first_seconds']:.3g}",
+            "" if differs is None else f"{differs:.0e}",
+        )
+        lines.append(f"  {contender:{width}}{row}".rstrip())
+    for ratio in record["ratios"]:
+        low, high = ratio["quartiles"]
+        verdict = {None: "not judged at toy size", True: "met", False: "MISSED"}[ratio["met"]]
+        goal = "" if ratio["limit"] is None else f"  goal <= {ratio['limit']:g}: {verdict}"
+        lines.append(f"  {ratio['ours']} / {ratio['other']}: {ratio['median']:.3f} ({low:.3f} - {high:.3f}){goal}")
+    return "\n".join(lines)
+
+
+def available_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def to_numpy(array: Any) -> np.ndarray:
+    """The value of a JAX array or a torch tensor."""
+    return np.asarray(array.cpu() if hasattr(array, "cpu") else array)
+
+
+def _timed(run: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds by the clock and seconds of all cores, until every output is there; outputs are dropped after that."""
+    start, start_busy = time.perf_counter(), time.process_time()
+    output = run()
+    jax.block_until_ready(output)
+    if HAS_TORCH:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    return time.perf_counter() - start, time.process_time() - start_busy
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return {"median": median, "quartiles": [low, high]}
+
+
+def _others(goal: Goal, seconds: Mapping[str, Any]) -> list[str]:
+    return [name for name in goal.others if name in seconds]
+
+
+def _ratio(goal: Goal, seconds: Mapping[str, Sequence[float]], judged: bool) -> dict[str, Any]:
+    """Ratio of medians, with the quartiles of the ratios within a round: both met the same noise there."""
+    other = min(_others(goal, seconds), key=lambda name: np.median(seconds[name]))
+    ours, theirs = np.asarray(seconds[goal.ours]), np.asarray(seconds[other])
+    median = float(np.median(ours) / np.median(theirs))
+    met = median <= goal.limit if judged and goal.limit is not None else None
+    spread = {"median": median, "quartiles": np.quantile(ours / theirs, (0.25, 0.75)).tolist()}
+    return {"ours": goal.ours, "other": other, **spread, "limit": goal.limit, "met": met}
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+    if a.shape != b.shape:
+        raise ValueError(f"outputs: expected one shape, got {list(a.shape)} and {list(b.shape)}")
+    return float(np.max(np.abs(a - b)) / np.max(np.abs(a)))
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

@@ -1,0 +1,159 @@
+"""The same networks in PyTorch, ReLU and vanilla: the usual ways to a Jacobian, and the best written by hand.
+
+Every function takes a `TorchNetwork` and inputs, and returns J, a and f(x). On a machine with a GPU all of it is
+there. Weights are shared with JAX where they can be, so that nobody reads other memory.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import torch
+
+from mftadv import Network, NetworkSpec
+
+Answer = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class TorchNetwork(NamedTuple):
+    """Tensors of one network, or of many with a leading axis."""
+
+    embedding: torch.Tensor
+    readout: torch.Tensor
+    weights: tuple[torch.Tensor, ...]
+    biases: tuple[torch.Tensor, ...]
+
+
+def tensor(array: Any) -> torch.Tensor:
+    return torch.from_dlpack(array).to(DEVICE)
+
+
+def share(network: Network) -> TorchNetwork:
+    """A JAX network, seen by torch."""
+    embedding, readout = _tensors((network.frozen.embedding, network.frozen.readout))
+    return TorchNetwork(embedding, readout, _tensors(network.params.weights), _tensors(network.params.biases))
+
+
+def normal(*shape: int, deviation: float) -> torch.Tensor:
+    return torch.empty(*shape, device=DEVICE).normal_(0, deviation)
+
+
+def scaled_randn(*shape: int, deviation: float) -> torch.Tensor:
+    return torch.randn(*shape, device=DEVICE) * deviation
+
+
+def draw(spec: NetworkSpec, gaussian: Callable[..., torch.Tensor] = normal, *batch: int) -> TorchNetwork:
+    """A network, or a batch of them, drawn by torch."""
+    d, K, N, L = spec.input_dim, spec.output_dim, spec.width, spec.depth
+    deviation = math.sqrt(spec.weight_variance / N)
+    return TorchNetwork(
+        gaussian(*batch, N, d, deviation=1 / math.sqrt(d)),
+        gaussian(*batch, K, N, deviation=1 / math.sqrt(N)),
+        tuple(gaussian(*batch, N, N, deviation=deviation) for _ in range(L)),
+        tuple(gaussian(*batch, N, deviation=math.sqrt(spec.bias_variance)) for _ in range(L)),
+    )
+
+
+def apply(network: TorchNetwork, x: torch.Tensor) -> torch.Tensor:
+    h = network.embedding @ x
+    for W, b in zip(network.weights, network.biases, strict=True):
+        h = torch.relu(torch.addmv(b, W, h))
+    return network.readout @ h
+
+
+def autograd(network: TorchNetwork, x: torch.Tensor) -> Answer:
+    """One backward pass for each output, and a = f - J x."""
+    x = x.detach().requires_grad_()
+    f = apply(network, x)
+    rows = [torch.autograd.grad(output, x, retain_graph=True)[0] for output in f]
+    with torch.no_grad():
+        J = torch.stack(rows)
+        return J, f - J @ x, f
+
+
+def vjp(network: TorchNetwork, x: torch.Tensor) -> Answer:
+    """torch.func.vjp for one output, and a = f - J x."""
+    f, pull, *_ = torch.func.vjp(lambda x: apply(network, x), x)
+    J = pull(torch.ones_like(f))[0][None]
+    return J, f - J @ x, f
+
+
+def jacrev(network: TorchNetwork, x: torch.Tensor) -> Answer:
+    """torch.func.jacrev, and a = f - J x."""
+    J, f = torch.func.jacrev(lambda x: (apply(network, x),) * 2, has_aux=True)(x)
+    return J, f - J @ x, f
+
+
+def vmap_jacrev(networks: TorchNetwork, x: torch.Tensor) -> Answer:
+    """torch.func.vmap of jacrev over networks."""
+    return torch.func.vmap(jacrev, in_dims=(0, None))(networks, x)
+
+
+@torch.inference_mode()
+def hand(network: TorchNetwork, x: torch.Tensor) -> Answer:
+    """Forward keeping the gates, then all rows backward at once, the biases with them."""
+    h, gates = network.embedding @ x, []
+    for W, b in zip(network.weights, network.biases, strict=True):
+        z = torch.addmv(b, W, h)
+        gates.append((z >= 0).to(z.dtype))
+        h = torch.relu(z)
+    c, a = network.readout, 0
+    for W, b, gate in zip(network.weights[::-1], network.biases[::-1], gates[::-1], strict=True):
+        c = c * gate
+        a = a + c @ b
+        c = c @ W
+    return c @ network.embedding, a, network.readout @ h  # type: ignore[return-value]
+
+
+@torch.inference_mode()
+def hand_block(network: TorchNetwork, x: torch.Tensor) -> Answer:
+    """The same for a block of inputs [B, d] and one output."""
+    h, gates = x @ network.embedding.T, []
+    for W, b in zip(network.weights, network.biases, strict=True):
+        z = torch.addmm(b, h, W.T)
+        gates.append((z >= 0).to(z.dtype))
+        h = torch.relu(z)
+    c, a = network.readout, 0
+    for W, b, gate in zip(network.weights[::-1], network.biases[::-1], gates[::-1], strict=True):
+        c = c * gate
+        a = a + c @ b
+        c = c @ W
+    return (c @ network.embedding)[:, None], a[:, None], h @ network.readout.T  # type: ignore[index]
+
+
+@torch.inference_mode()
+def hand_bmm(networks: TorchNetwork, x: torch.Tensor) -> Answer:
+    """The same for one input and many networks, by batched products; h is a row, which is faster than a column."""
+    h, gates = (networks.embedding @ x)[:, None], []
+    for W, b in zip(networks.weights, networks.biases, strict=True):
+        z = torch.baddbmm(b[:, None], h, W.mT)
+        gates.append((z >= 0).to(z.dtype))
+        h = torch.relu(z)
+    c, a = networks.readout, 0
+    for W, b, gate in zip(networks.weights[::-1], networks.biases[::-1], gates[::-1], strict=True):
+        c = c * gate
+        a = a + torch.bmm(c, b[..., None])[..., 0]
+        c = torch.bmm(c, W)
+    return torch.bmm(c, networks.embedding), a, torch.bmm(h, networks.readout.mT)[:, 0]  # type: ignore[return-value]
+
+
+def each(function: Callable[[TorchNetwork, torch.Tensor], Answer], networks: TorchNetwork, x: torch.Tensor) -> Answer:
+    """A Python loop over networks."""
+    answers = []
+    for i in range(len(networks.embedding)):
+        layers = (tuple(values[i] for values in group) for group in (networks.weights, networks.biases))
+        answers.append(function(TorchNetwork(networks.embedding[i], networks.readout[i], *layers), x))
+    return tuple(torch.stack(values) for values in zip(*answers, strict=True))  # type: ignore[return-value]
+
+
+def second_moment(spec: NetworkSpec, x: torch.Tensor, num_networks: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance over networks of the mean square of J, each drawn, used and dropped."""
+    values = torch.stack([torch.mean(hand(draw(spec), x)[0] ** 2) for _ in range(num_networks)])
+    return values.mean(), values.var()
+
+
+def _tensors(tree: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(tensor(leaf) for leaf in jax.tree.leaves(tree))
