@@ -12,9 +12,10 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 from benchmarks.harness import environment, measure, table
 from benchmarks.tasks import TASKS
 
-LEGEND = """Seconds. cores: processor time over time. floor: work that cannot be avoided, at rates of the same rounds.
-first: compiling included. differs by: from ours, relative to the largest entry. Contenders take turns, round by round;
-ratios are of medians, with the quartiles of the ratios within a round."""
+LEGEND = """Seconds. cores: processor time over time; much below the threads means that others use the machine.
+floor: work that cannot be avoided, at the best rates of the same rounds (normals: of one plain call).
+first: compiling included. differs by: from ours, relative to the largest entry.
+Contenders take turns, round by round; ratios are of medians, with the quartiles of the ratios within a round."""
 
 
 def main(arguments: list[str] | None = None) -> None:

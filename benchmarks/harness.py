@@ -107,7 +107,7 @@ def measure(benchmark: Benchmark, judged: bool = True) -> dict[str, Any]:
         if rounds >= 3 and time.perf_counter() > deadline:
             break
     gc.unfreeze()
-    rates = {name: probe.amount / np.median(seconds[f"rate of {name}"]) for name, probe in benchmark.probes.items()}
+    rates = {name: probe.amount / min(seconds[f"rate of {name}"]) for name, probe in benchmark.probes.items()}
     floors = {c.name: max(((w / rates[u], u) for u, w in c.work.items()), default=None) for c in benchmark.contenders}
     return {
         "shapes": dict(benchmark.shapes),

@@ -89,8 +89,10 @@ def init(key: Key[Array, ""], spec: NetworkSpec, engine: str = "dense") -> Netwo
     if engine not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
     d, K, N, L = spec.input_dim, spec.output_dim, spec.width, spec.depth
-    # Derived in a loop: a compiler that fuses a key's derivation into a draw repeats it for every entry drawn.
-    keys = jax.lax.map(lambda tag: jax.random.fold_in(key, tag), jnp.arange(4 + L))
+    # Derived in a loop: a compiler that fuses a key's derivation into a draw repeats it for every entry drawn. The
+    # words apart: concatenated inside a batched loop, each would repeat the derivation.
+    words = jax.lax.map(lambda tag: tuple(jax.random.key_data(jax.random.fold_in(key, tag))), jnp.arange(4 + L))
+    keys = jax.random.wrap_key_data(jnp.stack(words, -1), impl=jax.random.key_impl(key))
     weight_variance = jnp.asarray(spec.weight_variance, float) / N
     bias_deviation = jnp.sqrt(jnp.asarray(spec.bias_variance, float))
     embedding = dense_gaussian(keys[0], (N, d), 1 / d)

@@ -23,7 +23,7 @@ __all__ = ["Draws", "draws", "monte_carlo"]
 Statistic = Callable[..., Any]
 
 # A chunk on a CPU gains nothing from memory past the caches' reach, and progress should show.
-_CPU_BUDGET = 256 * 2**20
+_CPU_BUDGET = 16 * 2**20
 _PROBE = 8  # networks in the program whose memory is measured: one alone is compiled differently
 
 
@@ -49,7 +49,7 @@ def monte_carlo(
         spec: the law of the networks.
         operands: pytrees of arrays handed to the statistic, traced.
         num_networks: number of networks, any number >= 1; the last chunk is padded and masked.
-        batch_size: networks drawn at once; None takes as many as half of an accelerator's free memory, or 256 MiB on
+        batch_size: networks drawn at once; None takes as many as half of an accelerator's free memory, or 16 MiB on
             a CPU, can hold.
         mesh: a `jax.sharding.Mesh` over whose devices the draws of a chunk are sharded; None runs on one device.
         progress: called as progress(networks done, networks in all) after every chunk.
