@@ -7,9 +7,9 @@ from mftadv.spec import NetworkSpec
 from mftadv import theory
 from mftadv import statistics
 from mftadv.compare import Claim, judge
-from mftadv.matrices import DenseMatrix
+from mftadv.matrices import DenseMatrix, MatrixFree
 from mftadv.network import Network, apply, evaluate, init
-from mftadv.linear import LinearRepresentation, linear_representation
+from mftadv.linear import LinearRepresentation, capacity_for, linear_representation
 from mftadv.norms import exact_operator_norm, vector_norm
 from mftadv.data import load_inputs
 from mftadv.sweep import monte_carlo
@@ -21,11 +21,13 @@ __all__ = [
     "Claim",
     "judge",
     "DenseMatrix",
+    "MatrixFree",
     "Network",
     "init",
     "apply",
     "evaluate",
     "LinearRepresentation",
+    "capacity_for",
     "linear_representation",
     "exact_operator_norm",
     "vector_norm",

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +25,13 @@ from mftadv import report, store, sweep, theory
 from mftadv.compare import RESOLUTION, judge
 from mftadv.data import load_inputs
 from mftadv.experiments import distribution
+from mftadv.linear import capacity_for
+from mftadv.network import engine_costs
 from mftadv.spec import NetworkSpec
 
 FAMILY_ERROR = 1e-3
 _PAPER = {"data": "gaussian", "width": 5000, "depth": 10, "bias_variance": 0.0}
-_AFFORDABLE_NUMBERS = 4 * 10**9  # random numbers drawn by a run that names no number of networks
+_AFFORDABLE_NUMBERS = 4 * 10**9  # the cost, in random numbers drawn, of a run that names no number of networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Validate:
     """b2 = sigma_b^2: biases are N(0, b2)."""
     slopes: tuple[float, float] = (1.0, 0.0)
     """Slopes u v of the activation on z >= 0 and z < 0; 1 0 is ReLU."""
+    engine: Literal["auto", "dense", "matrix_free"] = "auto"
+    """How matrices are held: entry by entry, drawn as they are touched (the same law), or as costs less."""
     paper: bool = False
     """The paper's configuration wherever no other is asked for: gaussian inputs, d=1000, N=5000, L=10, no bias."""
     seed: int = 0
@@ -109,14 +114,20 @@ def _validate(args: Validate, console: Console) -> int:
         )
     key = _fastest_key(args.seed)
     plan = distribution.plan(spec, len(xs), FAMILY_ERROR)
-    num_networks = args.networks or _affordable(spec, max(plan.values()))
-    statistic = distribution.statistic(spec, len(xs), num_networks)
+    costs = engine_costs(spec, capacity_for(spec, linear_representation=len(xs)))
+    engine = min(costs, key=lambda name: costs[name]) if args.engine == "auto" else args.engine
+    num_networks = args.networks or int(min(max(plan.values()), max(8, _AFFORDABLE_NUMBERS // costs[engine])))
+    statistic = distribution.statistic(spec, len(xs), num_networks, engine)
 
     console.print(f"inputs    {escape(data.preprocessing)}")
     console.print(
         f"networks  {num_networks} {spec.block}, N={spec.width} L={spec.depth} d={spec.input_dim} K={spec.output_dim}, "
         f"s={spec.weight_variance:g} b2={spec.bias_variance:g} slopes {spec.positive_slope:g} {spec.negative_slope:g}, "
         f"omega={float(theory.propagation_factor(spec)):g}"
+    )
+    console.print(
+        f"engine    {engine}{' (auto)' if args.engine == 'auto' else ''}; cost of a network in random numbers: "
+        + ", ".join(f"{name} {cost:.3g}" for name, cost in costs.items())
     )
     with console.status("compiling"):
         run = sweep.draws(statistic, key, spec, jnp.asarray(xs, float), num_networks=num_networks)
@@ -133,6 +144,7 @@ def _validate(args: Validate, console: Console) -> int:
         key,
         num_networks,
         arguments=dataclasses.asdict(args),
+        engine=engine,
         preprocessing=data.preprocessing,
         batch_size=run.batch_size,
         dtype=jnp.zeros(0).dtype,
@@ -199,12 +211,6 @@ def _fastest_key(seed: int) -> jax.Array:
         return jax.random.key(seed, impl="threefry4x32")
     except ValueError:  # JAX before 0.10.2
         return jax.random.key(seed, impl="threefry2x32")
-
-
-def _affordable(spec: NetworkSpec, needed: float) -> int:
-    """As many networks as are needed, or as two cores draw in about a minute."""
-    numbers = spec.width * (spec.width * spec.depth + spec.input_dim + spec.output_dim)
-    return int(min(needed, max(8, _AFFORDABLE_NUMBERS // numbers)))
 
 
 def _print_plan(console: Console, plan: dict[str, float], num_networks: int) -> None:

@@ -1,7 +1,7 @@
 """The linear representation f(x) = J(x) x + a(x) on the linear region of x."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,9 @@ from jaxtyping import Array, ArrayLike, Float
 from mftadv import oracle
 from mftadv.network import Evaluation, Network
 from mftadv.oracle import Source
+from mftadv.spec import NetworkSpec
 
-__all__ = ["LinearRepresentation", "linear_representation"]
+__all__ = ["LinearRepresentation", "capacity_for", "linear_representation"]
 
 
 class LinearRepresentation(NamedTuple):
@@ -21,6 +22,11 @@ class LinearRepresentation(NamedTuple):
     shift: Float[Array, "*B K"]
     output: Float[Array, "*B K"]
     network: Network | None
+
+    @property
+    def law_exact(self) -> Any:
+        """Whether the answers have exactly the law of the network, see `Network.law_exact`."""
+        return True if self.network is None else self.network.law_exact
 
 
 def linear_representation(
@@ -40,7 +46,8 @@ def linear_representation(
             inputs has B min(K, d + 1) of them. None carries all.
 
     Returns:
-        A `LinearRepresentation`; `.network` is None for dense networks and functions.
+        A `LinearRepresentation`; `.network` is None for dense networks and functions. What J and a reveal of a
+        matrix-free network belongs to its law from then on: ask `.network` next. `rep.network or net` serves both.
 
     Raises:
         ValueError: wrong shapes, a function that does not map [d] to [K], or chunk_size < 1.
@@ -89,3 +96,31 @@ def _ask(question, at: Evaluation, points: tuple[int, ...], num_rows: int, chunk
     network, answers = jax.lax.scan(chunk, at.network, asked)
     restore = lambda a: a.reshape(-1, *a.shape[2:])[:total].reshape(*points, num_rows, *a.shape[2:])  # noqa: E731
     return jax.tree.map(restore, answers), network
+
+
+def capacity_for(spec: NetworkSpec, *, evaluate: int = 0, linear_representation: int = 0) -> tuple[int, int]:
+    """The capacity that a matrix-free network needs for a task: how many inputs and how many cotangents it answers.
+
+    Each keyword names a function and says for how many inputs it is called in all; the sum is for all of them, one
+    after the other. For example `capacity_for(spec, evaluate=1, linear_representation=8)`.
+
+    Args:
+        spec: the law of the network.
+        evaluate: number of inputs of `evaluate`.
+        linear_representation: number of inputs of `linear_representation`.
+
+    Returns:
+        (inputs, cotangents), for `init(..., engine="matrix_free", capacity=...)`.
+
+    Raises:
+        ValueError: a number is not an integer >= 0.
+
+    Source: counting; J comes by rows where K <= d (K cotangents an input), else by columns (d + 1 more inputs).
+    """
+    for name, number in (("evaluate", evaluate), ("linear_representation", linear_representation)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise ValueError(f"{name}: expected an integer >= 0, got {number!r}")
+    d, K = spec.input_dim, spec.output_dim
+    by_rows = d >= K
+    inputs = evaluate + linear_representation * (1 if by_rows else d + 2)
+    return inputs, linear_representation * K if by_rows else 0

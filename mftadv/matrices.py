@@ -6,13 +6,24 @@ is touched: code written over these verbs serves every kind.
 """
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+import math
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-__all__ = ["DenseMatrix", "Matrix", "dense_gaussian", "matmul_precision"]
+from mftadv.spec import concrete
+
+__all__ = [
+    "DenseMatrix",
+    "Matrix",
+    "MatrixFree",
+    "dense_gaussian",
+    "matmul_precision",
+    "matrix_free_gaussian",
+    "noise_size",
+]
 
 
 @runtime_checkable
@@ -55,6 +66,92 @@ def dense_gaussian(key: Key[Array, ""], shape: tuple[int, int], variance: jax.ty
     return DenseMatrix(entries * jnp.sqrt(jnp.asarray(variance, entries.dtype)))
 
 
+class _Side(NamedTuple):
+    """What one side of a matrix was asked, and what it answered: the inputs of W, or those of W^T.
+
+    The counts are Python integers for as long as the program alone decides them.
+    """
+
+    directions: Any  # [C, n], orthonormal rows; those not in use are 0
+    images: Any  # [C, m]; those not in use hold the fresh Gaussian vectors that will make them
+    asked: Any = 0  # vectors so far
+    kept: Any = 0  # rows in use: a vector in the span of earlier ones takes none
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MatrixFree:
+    """A Gaussian matrix W [m, n] drawn as it is touched, with exactly the joint law of a dense one.
+
+    Known are the images Y = W Q of orthonormal inputs Q, and Z = W^T P of orthonormal outputs P. A new input
+    v = Q c + r q, with q a unit vector orthogonal to Q, is answered by
+
+        W v = Y c + r W q,    W q = P Z^T q + (1 - P P^T) g,    g ~ N(0, variance) fresh,
+
+    and (q, W q) is remembered; W^T v is the mirror image. What is asked may depend on earlier answers. An answer costs
+    O((m + n) C) for C directions, and no matrix is ever formed.
+
+    r q is what two passes of Gram-Schmidt leave of v. Where r <= 64 eps |v| (eps the rounding of the float type:
+    7.6e-6 |v| in single precision) it is rounding noise: it is dropped and takes no room. Once the directions span
+    the whole space nothing is left to draw, and the matrix goes on as the dense one that it has become.
+
+    Attributes:
+        deviation: the standard deviation of an entry; what follows is of W / deviation.
+        inputs: Q and Y, with room for as many directions as it was made for.
+        outputs: P and Z.
+        law_exact: False once a direction found no room: its answer reuses an earlier draw.
+
+    Source: the conditioning of a Gaussian matrix on its products is the argument of Bolthausen 2014 and of Tensor
+    Programs (Yang 2019); its use as a data structure is ours.
+    """
+
+    deviation: Any
+    inputs: _Side
+    outputs: _Side
+    law_exact: Any = True
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.inputs.directions.dtype
+
+    def matvec(self, v: Float[Array, "*rows n"]) -> tuple["MatrixFree", Float[Array, "*rows m"]]:
+        inputs, product, fits = _ask("inputs", self.inputs, self.outputs, v)
+        asked = dataclasses.replace(self, inputs=inputs, law_exact=self.law_exact & fits)
+        return asked, self.deviation * product
+
+    def rmatvec(self, v: Float[Array, "*rows m"]) -> tuple["MatrixFree", Float[Array, "*rows n"]]:
+        outputs, product, fits = _ask("cotangents", self.outputs, self.inputs, v)
+        asked = dataclasses.replace(self, outputs=outputs, law_exact=self.law_exact & fits)
+        return asked, self.deviation * product
+
+
+def matrix_free_gaussian(
+    noise: Float[Array, " T"], shape: tuple[int, int], variance: jax.typing.ArrayLike, capacity: tuple[int, int]
+) -> MatrixFree:
+    """A matrix of independent N(0, variance) entries, drawn as it is touched.
+
+    Args:
+        noise: `noise_size(shape, capacity)` independent standard normals: all that it will ever draw.
+        shape: (m, n).
+        variance: of an entry, traced.
+        capacity: how many directions `matvec` and `rmatvec` have room for; beyond n and m none is needed.
+    """
+    (m, n), (C, D) = shape, _room(shape, capacity)
+    inputs = _Side(jnp.zeros((C, n), noise.dtype), noise[: C * m].reshape(C, m))
+    outputs = _Side(jnp.zeros((D, m), noise.dtype), noise[C * m :].reshape(D, n))
+    return MatrixFree(jnp.sqrt(jnp.asarray(variance, noise.dtype)), inputs, outputs)
+
+
+def noise_size(shape: tuple[int, int], capacity: tuple[int, int]) -> int:
+    """How many standard normals a matrix drawn as it is touched takes."""
+    (m, n), (C, D) = shape, _room(shape, capacity)
+    return C * m + D * n
+
+
+def _room(shape: tuple[int, int], capacity: tuple[int, int]) -> tuple[int, int]:
+    return min(capacity[0], shape[1]), min(capacity[1], shape[0])
+
+
 def matmul_precision() -> str:
     """The precision of matrix products: what JAX was told, or else the highest.
 
@@ -63,10 +160,109 @@ def matmul_precision() -> str:
     return jax.config.jax_default_matmul_precision or "highest"  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def _ask(name: str, side: _Side, other: _Side, v: Array) -> tuple[_Side, Array, Any]:
+    """The side that was asked with what it learnt, its product with v, and whether there was room for it."""
+    rows = v.reshape(math.prod(v.shape[:-1]), v.shape[-1])
+    count, (room, n) = len(rows), side.directions.shape
+    if concrete(side.asked) is not None and side.asked + count > room and room < n:
+        raise ValueError(
+            f"capacity: expected at least {side.asked + count} {name}, got {room}; mftadv.capacity_for counts them"
+        )
+    directions, images = _in_use(side)
+    theirs, answers = _in_use(other)
+    fresh, old, new = _orthonormalise(directions, rows)
+    drawn = jnp.diagonal(new) > 0
+    places = side.kept + jnp.cumsum(drawn, dtype=jnp.int32) - drawn
+    noise = _rows_at(side.images, places)
+    known = (_contract(fresh, answers, 1) - _contract(noise, theirs, 1)) * drawn[:, None]
+    correction = _contract(known, theirs, 0)
+    product = _contract(old, images, 0) + _contract(new, noise + correction, 0)
+    kept = side.kept + jnp.sum(drawn, dtype=jnp.int32)
+    learnt = _Side(
+        _add_rows(side.directions, places, fresh),
+        _add_rows(side.images, places, correction),
+        side.asked + count,
+        jnp.minimum(kept, room),
+    )
+    return learnt, product.reshape(*v.shape[:-1], -1), kept <= room
+
+
+def _rows_at(buffer: Array, places: Array) -> Array:
+    """Rows of a buffer; beyond the end the last."""
+    if len(places) == 1:  # a slice, which compilers fuse where they do not fuse a gather
+        return jax.lax.dynamic_slice_in_dim(buffer, places[0], 1)
+    return buffer.at[places].get(mode="clip")
+
+
+def _add_rows(buffer: Array, places: Array, rows: Array) -> Array:
+    """The buffer with rows added where there is room."""
+    if len(places) == 1:
+        row = _rows_at(buffer, places) + jnp.where(places < len(buffer), rows, 0)
+        return jax.lax.dynamic_update_slice_in_dim(buffer, row, places[0], 0)
+    return buffer.at[places].add(rows, mode="drop")
+
+
+def _in_use(side: _Side) -> tuple[Array, Array]:
+    """Directions and images without the rows that no vector can have taken yet."""
+    asked = len(side.directions) if concrete(side.asked) is None else side.asked
+    return side.directions[:asked], side.images[:asked]
+
+
+def _orthonormalise(directions: Array, rows: Array) -> tuple[Array, Array, Array]:
+    """Split rows v = old @ directions + new @ fresh by Gram-Schmidt.
+
+    Returns fresh [R, n], old [R, C] and new [R, R], lower triangular. A v whose residual is rounding noise has 0 for
+    its row of fresh and on the diagonal of new.
+    """
+    count, threshold = len(rows), 64 * jnp.finfo(rows.dtype).eps
+
+    def split(fresh, v):
+        v, size = _unit(v)
+        old, new, left = jnp.zeros(len(directions), v.dtype), jnp.zeros(len(fresh), v.dtype), jnp.sign(size)
+        if len(directions) + len(fresh):
+            for _ in range(2):  # what rounding leaves of one pass, the second takes
+                of_old, of_new = _contract(v, directions, 1), _contract(v, fresh, 1)
+                v = v - _contract(of_old, directions, 0) - _contract(of_new, fresh, 0)
+                old, new = old + of_old, new + of_new
+            left = jnp.sqrt(jnp.sum(v * v))
+            v = v * (1 / jnp.where(left > 0, left, 1))
+        left = jnp.where(left > threshold, left, 0)
+        return jnp.where(left > 0, v, 0), size * old, size * new, size * left
+
+    if count == 1:
+        fresh, old, _, left = split(rows[:0], rows[0])
+        return fresh[None], old[None], left[None, None]
+
+    def step(fresh, position_and_row):
+        position, v = position_and_row
+        direction, old, new, left = split(fresh, v)
+        return fresh.at[position].set(direction), (old, new.at[position].set(left))
+
+    fresh, (old, new) = jax.lax.scan(step, jnp.zeros_like(rows), (jnp.arange(count), rows))
+    return fresh, old, new
+
+
+def _unit(v: Array) -> tuple[Array, Array]:
+    """The unit vector along v (0 for 0), and |v|.
+
+    Where squares would overflow or vanish, they are those of v over its largest entry: a second pass, taken only then.
+    """
+    squared, limits = jnp.sum(v * v), jnp.finfo(v.dtype)
+
+    def carefully():
+        largest = jnp.max(jnp.abs(v))
+        return largest, jnp.sqrt(jnp.sum((v / jnp.where(largest == 0, 1, largest)) ** 2))
+
+    safe = (squared > limits.tiny / limits.eps**2) & (squared < limits.max * limits.eps)
+    scale, length = jax.lax.cond(safe, lambda: (jnp.ones((), v.dtype), jnp.sqrt(squared)), carefully)
+    first, second = (jnp.where(part == 0, 0, 1 / part) for part in (scale, length))
+    return v * first * second, scale * length
+
+
 def _contract(v: Array, entries: Array, axis: int) -> Array:
     """Contract the last axis of the rows `v` with one axis of `entries`, in full precision unless JAX is told less."""
     precision = matmul_precision()
-    rows = v.reshape(-1, v.shape[-1])
+    rows = v.reshape(math.prod(v.shape[:-1]), v.shape[-1])
     if rows.shape[0] == 1:  # on a CPU the vector code is up to sixteen times faster than a product of one row
         product = jax.lax.dot_general(rows[0], entries, (((0,), (axis,)), ((), ())), precision=precision)
     else:

@@ -5,13 +5,16 @@ network that is returned is the one to ask next (see `mftadv.matrices`).
 """
 
 import dataclasses
+import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from mftadv.matrices import DenseMatrix, Matrix, dense_gaussian
+from mftadv.matrices import DenseMatrix, Matrix, dense_gaussian, matrix_free_gaussian, noise_size
 from mftadv.spec import NetworkSpec
 
 __all__ = ["Evaluation", "Network", "Params", "apply", "difference", "evaluate", "forward", "init", "pullback"]
@@ -46,10 +49,24 @@ class Network:
         return self.frozen.embedding.dtype
 
     @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """P_in, the W_l, P_out."""
+        return (self.frozen.embedding, *self.params.weights, self.frozen.readout)
+
+    @property
     def is_dense(self) -> bool:
         """Whether every answer leaves the network as it is."""
-        matrices = (self.frozen.embedding, *self.params.weights, self.frozen.readout)
-        return all(isinstance(matrix, DenseMatrix) for matrix in matrices)
+        return all(isinstance(matrix, DenseMatrix) for matrix in self.matrices)
+
+    @property
+    def law_exact(self) -> Any:
+        """Whether all answers so far have exactly the law of the network: a boolean, traced in traced code.
+
+        False once a matrix-free network was asked beyond its capacity; where the program alone decides how often it
+        is asked, that is an error instead.
+        """
+        parts = [matrix.law_exact for matrix in self.matrices if not isinstance(matrix, DenseMatrix)]
+        return functools.reduce(operator.and_, parts, True)
 
 
 class Evaluation(NamedTuple):
@@ -65,42 +82,102 @@ class Evaluation(NamedTuple):
     network: Any
 
 
-ENGINES = ("dense",)
+ENGINES = ("dense", "matrix_free")
 
 
-def init(key: Key[Array, ""], spec: NetworkSpec, engine: str = "dense") -> Network:
+def init(
+    key: Key[Array, ""], spec: NetworkSpec, engine: str = "dense", capacity: tuple[int, int] | None = None
+) -> Network:
     """Draw one network.
 
     P_in ~ N(0, 1/d), W_l ~ N(0, s/N), b_l ~ N(0, b2), P_out ~ N(0, 1/N), S_l = +-1 with equal odds.
 
+    A "matrix_free" network holds no matrix: it draws what the questions put to it need, O(L N) numbers each, and its
+    answers have exactly the joint law of a dense network's. What an answer reveals of it belongs to its law from then
+    on, so go on with the network that comes with the answer: two questions put to the same unrevealed network are
+    each right alone and wrong together.
+
+        y, net = mf.evaluate(net, x)
+        rep = mf.linear_representation(net, x)
+        net = rep.network
+
     Args:
         key: a JAX key; "threefry4x32" keys draw two to three times as fast as the default on a CPU.
-        spec: the law of the network.
-        engine: how its matrices are held: "dense", entry by entry.
+        spec: the law of the network; handed to a jitted function as an argument, its leaves do not recompile, and on
+            a CPU a matrix-free draw compiles to less code.
+        engine: how its matrices are held: "dense", entry by entry, or "matrix_free".
+        capacity: of a matrix-free network alone: how many inputs (those of differences counted) and how many
+            cotangents it has room for, see `capacity_for`; it takes memory in proportion.
 
     Returns:
         The network, in the default float type of JAX.
 
     Raises:
-        ValueError: the engine does not exist.
+        ValueError: the engine does not exist, or capacity is not a pair of counts where it is needed and None where
+            it is not.
 
-    Source: Kumano et al. 2023, section 3.
+    Source: Kumano et al. 2023, section 3; the matrix-free law is that of `mftadv.matrices.MatrixFree`.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
-    d, K, N, L = spec.input_dim, spec.output_dim, spec.width, spec.depth
+    if engine == "dense" and capacity is not None:
+        raise ValueError(f'capacity: expected None with engine "dense", got {capacity!r}')
+    if engine == "matrix_free" and not _is_capacity(capacity):
+        raise ValueError(f"capacity: expected (inputs, cotangents), see mftadv.capacity_for, got {capacity!r}")
+    d, N, L = spec.input_dim, spec.width, spec.depth
     # Derived in a loop: a compiler that fuses a key's derivation into a draw repeats it for every entry drawn. The
     # words apart: concatenated inside a batched loop, each would repeat the derivation.
     words = jax.lax.map(lambda tag: tuple(jax.random.key_data(jax.random.fold_in(key, tag))), jnp.arange(4 + L))
     keys = jax.random.wrap_key_data(jnp.stack(words, -1), impl=jax.random.key_impl(key))
-    weight_variance = jnp.asarray(spec.weight_variance, float) / N
-    bias_deviation = jnp.sqrt(jnp.asarray(spec.bias_variance, float))
-    embedding = dense_gaussian(keys[0], (N, d), 1 / d)
-    readout = dense_gaussian(keys[1], (K, N), 1 / N)
-    biases = bias_deviation * jax.random.normal(keys[2], (L, N))
+    weight_variance, bias_variance = (jnp.asarray(v, float) for v in (spec.weight_variance, spec.bias_variance))
+    shapes = _shapes(spec)
+    variances = [1 / d, 1 / N, *[weight_variance / N] * L]
+    if capacity is None:
+        draws = zip([keys[0], keys[1], *keys[4:]], shapes, variances, strict=True)
+        matrices = [dense_gaussian(*each) for each in draws]
+    else:
+        # all in one call, of a length that every generator likes
+        ends = np.cumsum([noise_size(shape, capacity) for shape in shapes])
+        noise = _draw_if(weight_variance >= 0, keys[0], (-(-int(ends[-1]) // 1024) * 1024,), jnp.nan)
+        parts = jnp.split(noise, ends)[:-1]
+        matrices = [matrix_free_gaussian(*each, capacity) for each in zip(parts, shapes, variances, strict=True)]
+    embedding, readout, *weights = matrices
+    biases = jnp.sqrt(jnp.where(bias_variance > 0, bias_variance, 1)) * _draw_if(bias_variance > 0, keys[2], (L, N), 0)
     signs = jax.random.rademacher(keys[3], (L, N), float) if spec.block == "signed" else ()
-    weights = (dense_gaussian(keys[4 + i], (N, N), weight_variance) for i in range(L))
     return Network(Params(tuple(weights), tuple(biases)), Frozen(embedding, readout, tuple(signs)), spec)
+
+
+def engine_costs(spec: NetworkSpec, capacity: tuple[int, int]) -> dict[str, float]:
+    """What drawing a network and asking it as often as `capacity` says costs by each engine, in normals drawn.
+
+    Dense: N (N L + d + K) normals, and as many multiply-adds for each vector asked. Matrix-free: C inputs and D
+    cotangents take C (N L + N + K) + D (N L + N + d) normals, and Gram-Schmidt with the images about
+    4 (C + D)^2 multiply-adds for every row of every matrix. A normal costs about 16 multiply-adds on a CPU.
+    """
+    shapes = _shapes(spec)
+    entries, asked = sum(m * n for m, n in shapes), sum(capacity)
+    drawn, rows = sum(noise_size(shape, capacity) for shape in shapes), sum(m + n for m, n in shapes) / 2
+    return {"dense": entries * (1 + asked / 16), "matrix_free": drawn + 4 * asked**2 * rows / 16}
+
+
+def _shapes(spec: NetworkSpec) -> list[tuple[int, int]]:
+    """Of P_in, P_out and the W_l."""
+    d, K, N, L = spec.input_dim, spec.output_dim, spec.width, spec.depth
+    return [(N, d), (K, N), *[(N, N)] * L]
+
+
+def _is_capacity(value: Any) -> bool:
+    counts = isinstance(value, tuple) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value)
+    return counts and len(value) == 2
+
+
+def _draw_if(condition: Array, key: Array, shape: tuple[int, ...], otherwise: float) -> Array:
+    """Standard normals, or a constant.
+
+    Not only to save the draw: a compiler that fuses a draw into its uses repeats it in each, and it does not fuse
+    through a branch.
+    """
+    return jax.lax.cond(condition, lambda: jax.random.normal(key, shape), lambda: jnp.full(shape, otherwise, float))
 
 
 def apply(network: Network, x: Float[ArrayLike, "*B d"]) -> Float[Array, "*B K"]:

@@ -26,6 +26,7 @@ def birth_certificate(
     num_networks: int,
     *,
     arguments: Mapping[str, Any],
+    engine: str,
     preprocessing: str,
     batch_size: int,
     dtype: Any,
@@ -38,6 +39,7 @@ def birth_certificate(
         key: the root key; network i has fold_in(key, i).
         num_networks: networks 0 ... num_networks - 1 were drawn.
         arguments: of the command, its seed among them.
+        engine: how the networks' matrices were held.
         preprocessing: what was done to the inputs.
         batch_size: networks drawn at once.
         dtype: of the networks.
@@ -49,6 +51,7 @@ def birth_certificate(
         "spec": {name: getattr(value, "tolist", lambda value=value: value)() for name, value in vars(spec).items()},
         "root_key": {"impl": str(jax.random.key_impl(key)), "data": np.asarray(jax.random.key_data(key)).tolist()},
         "networks": [0, num_networks],
+        "engine": engine,
         "batch_size": batch_size,
         "dtype": np.dtype(dtype).name,
         "matmul_precision": matmul_precision(),

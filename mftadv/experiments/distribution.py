@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 
 from mftadv import norms, statistics, theory
 from mftadv.compare import Claim
-from mftadv.linear import linear_representation
+from mftadv.linear import capacity_for, linear_representation
 from mftadv.network import init
 from mftadv.spec import NetworkSpec, dual_exponent
 
@@ -46,9 +46,11 @@ class Statistic:
 
     columns: int
     pairs: tuple[tuple[float, float], ...]
+    engine: str
 
     def __call__(self, key: Key[Array, ""], spec: NetworkSpec, xs: Float[Array, "B d"]) -> Sample:
-        rep = linear_representation(init(key, spec), xs)
+        capacity = capacity_for(spec, linear_representation=len(xs)) if self.engine == "matrix_free" else None
+        rep = linear_representation(init(key, spec, self.engine, capacity), xs)
         directions = jnp.asarray(xs, rep.jacobian.dtype)
         directions = directions / norms.vector_norm(directions, 2)[:, None]
         return Sample(
@@ -71,10 +73,10 @@ def norm_pairs(spec: NetworkSpec) -> tuple[tuple[float, float], ...]:
     )
 
 
-def statistic(spec: NetworkSpec, num_inputs: int, num_networks: int) -> Statistic:
+def statistic(spec: NetworkSpec, num_inputs: int, num_networks: int, engine: str) -> Statistic:
     """The statistic to draw, with as many columns of J as the host should hold."""
     columns = _MAX_ENTRIES // (num_networks * num_inputs * spec.output_dim)
-    return Statistic(min(spec.input_dim, max(columns, 2)), norm_pairs(spec))
+    return Statistic(min(spec.input_dim, max(columns, 2)), norm_pairs(spec), engine)
 
 
 def plan(spec: NetworkSpec, num_inputs: int, family_error: float) -> dict[str, float]:
