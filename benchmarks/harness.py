@@ -62,6 +62,7 @@ class Benchmark:
     goals: Sequence[Goal]
     probes: Mapping[str, Probe] = dataclasses.field(default_factory=dict)
     rounds: int = 11
+    growth: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)  # sizes, by contender
 
 
 def read_probe(side: int) -> Probe:
@@ -124,6 +125,7 @@ def measure(benchmark: Benchmark, judged: bool = True) -> dict[str, Any]:
             for c in benchmark.contenders
         },
         "ratios": [_ratio(goal, seconds, judged) for goal in benchmark.goals if _others(goal, seconds)],
+        "exponents": {name: _exponent(sizes, seconds) for name, sizes in benchmark.growth.items()},
         "agreement": agreement(benchmark),
     }
 
@@ -181,6 +183,7 @@ def table(name: str, record: Mapping[str, Any]) -> str:
             "" if differs is None else f"{differs:.0e}",
         )
         lines.append(f"  {contender:{width}}{row}".rstrip())
+    lines += [f"  time grows as {size}^{power:.2f}" for size, power in record["exponents"].items()]
     for ratio in record["ratios"]:
         low, high = ratio["quartiles"]
         verdict = {None: "not judged at toy size", True: "met", False: "MISSED"}[ratio["met"]]
@@ -229,6 +232,12 @@ def _ratio(goal: Goal, seconds: Mapping[str, Sequence[float]], judged: bool) -> 
     met = median <= goal.limit if judged and goal.limit is not None else None
     spread = {"median": median, "quartiles": np.quantile(ours / theirs, (0.25, 0.75)).tolist()}
     return {"ours": goal.ours, "other": other, **spread, "limit": goal.limit, "met": met}
+
+
+def _exponent(sizes: Mapping[str, float], seconds: Mapping[str, Sequence[float]]) -> float:
+    """The slope of log time against log size, by least squares."""
+    medians = [np.median(seconds[name]) for name in sizes]
+    return float(np.polyfit(np.log(list(sizes.values())), np.log(medians), 1)[0])
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:

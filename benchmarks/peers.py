@@ -140,6 +140,33 @@ def hand_bmm(networks: TorchNetwork, x: torch.Tensor) -> Answer:
     return torch.bmm(c, networks.embedding), a, torch.bmm(h, networks.readout.mT)[:, 0]  # type: ignore[return-value]
 
 
+def apply_bmm(networks: TorchNetwork, x: torch.Tensor) -> torch.Tensor:
+    """The outputs [M, K] of many networks at an input of each, [M, d]."""
+    h = torch.bmm(x[:, None], networks.embedding.mT)
+    for W, b in zip(networks.weights, networks.biases, strict=True):
+        h = torch.relu(torch.baddbmm(b[:, None], h, W.mT))
+    return torch.bmm(h, networks.readout.mT)[:, 0]
+
+
+def attack(network: TorchNetwork, x: torch.Tensor, eps: float, steps: int, apply=apply) -> tuple[torch.Tensor, ...]:
+    """Normalised gradient ascent of |f(x + eta) - f(x)|_2 in the 2-ball, its steps shrinking; the best values."""
+    with torch.no_grad():
+        base = apply(network, x)
+        eta = torch.randn_like(x)
+        eta, best = eps * eta / eta.norm(dim=-1, keepdim=True), torch.zeros_like(base[..., 0])
+    for step in range(steps):
+        eta.requires_grad_()
+        value = (apply(network, x + eta) - base).norm(dim=-1)
+        (gradient,) = torch.autograd.grad(value.sum(), eta)
+        with torch.no_grad():
+            best = torch.maximum(best, value)
+            size = 2 * eps * (1 - step / steps)
+            eta = eta + size * gradient / gradient.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+            eta = eta * (eps / eta.norm(dim=-1, keepdim=True)).clamp_max(1)
+    with torch.no_grad():
+        return torch.maximum(best, (apply(network, x + eta) - base).norm(dim=-1)), eta
+
+
 def each(function: Callable[[TorchNetwork, torch.Tensor], Answer], networks: TorchNetwork, x: torch.Tensor) -> Answer:
     """A Python loop over networks."""
     answers = []

@@ -8,6 +8,7 @@ from jaxtyping import Array, Key
 
 import mftadv as mf
 from benchmarks.harness import HAS_TORCH, Benchmark, Contender, Goal, hardware_probes, normal_probe
+from mftadv.attack import Ascent, RandomStarts
 
 FAST_KEY, DEFAULT_KEY = "threefry4x32", "threefry2x32"
 NORMALS = {FAST_KEY: "4x32 normals", DEFAULT_KEY: "2x32 normals"}
@@ -138,13 +139,168 @@ def monte_carlo(quick: bool) -> Benchmark:
     return Benchmark({**_shapes(spec), "networks": num_networks}, contenders, goals, probes, rounds=7)
 
 
-TASKS = {task.__name__: task for task in (dense_draw, one_network, many_networks, monte_carlo)}
+def matrix_free(quick: bool) -> Benchmark:
+    """J and a of many wide networks, each drawn as it is asked: against torch's draw and backward pass of one."""
+    specs = {K: mf.NetworkSpec(8, K, 16, 2) if quick else mf.NetworkSpec(1000, K, 5000, 10) for K in (1, 10)}
+    num_networks = 8 if quick else 256
+    keys = jax.random.split(jax.random.key(0, impl=FAST_KEY), num_networks)
+    x = jax.random.normal(jax.random.key(1), (specs[1].input_dim,))
+    # a few networks at a time stay in a processor's caches
+    ours = jax.jit(lambda keys, spec, x: jax.lax.map(lambda key: _representation(key, spec, x), keys, batch_size=8))
+    names = {K: f"ours, {num_networks} networks, K={K}" for K in specs}
+    counts = {K: num_networks * _matrix_free_normals(spec) for K, spec in specs.items()}
+    contenders = [
+        Contender(names[K], lambda spec=spec: ours(keys, spec, x), {NORMALS[FAST_KEY]: counts[K]})
+        for K, spec in specs.items()
+    ]
+    draws = {impl: f"only their normals, {impl}, K=1" for impl in (FAST_KEY, DEFAULT_KEY, "philox4x32")}
+    contenders += [Contender(name, normal_probe(impl, (counts[1],)).run) for impl, name in draws.items()]
+    goals = [Goal(names[1], tuple(draws.values()), 2.0), Goal(names[10], (names[1],), 10.0)]
+    if HAS_TORCH:
+        from benchmarks import peers
+
+        tx = peers.tensor(x)
+        theirs = "torch, draw and autograd, 1 network, K=1"
+        contenders.append(Contender(theirs, lambda: peers.autograd(peers.draw(specs[1]), tx)))
+        goals.append(Goal(names[1], (theirs,), num_networks / 1000))
+    probes = {NORMALS[FAST_KEY]: normal_probe(FAST_KEY, (counts[1],))}
+    return Benchmark({**_shapes(specs[1]), "networks": num_networks}, contenders, goals, probes, rounds=7)
+
+
+def width_without_matrices(quick: bool) -> Benchmark:
+    """J and a of one network as width and depth grow."""
+    sizes = (
+        [(64, 2), (128, 2), (64, 4)] if quick else [(10**6, 10), (3 * 10**5, 10), (10**5, 10), (10**5, 20), (10**5, 40)]
+    )
+    specs = {size: mf.NetworkSpec(1000, 1, *size) for size in sizes}
+    key, x = jax.random.key(0, impl=FAST_KEY), jax.random.normal(jax.random.key(1), (1000,))
+    programs = {size: jax.jit(_representation).lower(key, spec, x).compile() for size, spec in specs.items()}
+    names = {(N, L): f"ours, N={N} L={L}" for N, L in specs}
+    normals = NORMALS[FAST_KEY]
+    contenders = [
+        Contender(
+            names[size],
+            lambda size=size: programs[size](key, specs[size], x),
+            {normals: _matrix_free_normals(specs[size])},
+        )
+        for size in sizes
+    ]
+    largest = specs[sizes[0]]
+    draw = f"only its normals, N={largest.width} L={largest.depth}"
+    probe = normal_probe(FAST_KEY, (_matrix_free_normals(largest),))
+    contenders.append(Contender(draw, probe.run))
+    memory = programs[sizes[0]].memory_analysis()
+    mebibytes = (memory.temp_size_in_bytes + memory.output_size_in_bytes) // 2**20
+    width, depth = sizes[-1][0], sizes[0][1]
+    growth = {
+        "N": {names[size]: size[0] for size in sizes if size[1] == depth},
+        "L": {names[size]: size[1] for size in sizes if size[0] == width},
+    }
+    shapes = {"d": 1000, "K": 1, "MiB of the widest": mebibytes}
+    return Benchmark(shapes, contenders, [Goal(names[sizes[0]], (draw,), 2.0)], {normals: probe}, 7, growth)
+
+
+def attack_one(quick: bool) -> Benchmark:
+    """Twenty steps of attack on one wide network: matrix-free with its draw, and dense on given weights."""
+    spec = mf.NetworkSpec(8, 1, 16, 2) if quick else mf.NetworkSpec(1000, 1, 5000, 10)
+    key, x, eps = jax.random.key(0, impl=FAST_KEY), jax.random.normal(jax.random.key(1), (spec.input_dim,)), 1.0
+    capacity = mf.capacity_for(spec, adversarial_loss=1, attack=_TWENTY)
+
+    def drawn(key, spec, x, eps):
+        return _attacked(mf.init(key, spec, engine="matrix_free", capacity=capacity), x, eps, key)
+
+    network = jax.block_until_ready(jax.jit(mf.init)(key, spec))
+    matrix_free, dense = jax.jit(drawn), jax.jit(_attacked)
+    # each look is a pass up and a pass down, over every entry, by 21 looks
+    work = {"bytes": 2 * 21 * 4 * _entries(spec), "flops": 2 * 2 * 21 * _entries(spec)}
+    contenders = [
+        Contender("ours, matrix-free, draw and attack", lambda: matrix_free(key, spec, x, eps)),
+        Contender("ours, dense, attack", lambda: dense(network, x, eps, key), work),
+    ]
+    if HAS_TORCH:
+        from benchmarks import peers
+
+        theirs, tx = peers.share(network), peers.tensor(x)
+        contenders += [
+            Contender("torch, draw and attack", lambda: peers.attack(peers.draw(spec), tx, eps, 20)),
+            Contender("torch, attack", lambda: peers.attack(theirs, tx, eps, 20), work),
+        ]
+    goals = [
+        Goal("ours, matrix-free, draw and attack", ("torch, draw and attack",), 1 / 25),
+        Goal("ours, dense, attack", ("torch, attack",), 1.2),
+    ]
+    return Benchmark({**_shapes(spec), "steps": 20}, contenders, goals, hardware_probes(quick), rounds=5)
+
+
+def attack_many(quick: bool) -> Benchmark:
+    """Twenty steps of attack on many networks in one batch."""
+    spec, num_networks = (mf.NetworkSpec(8, 1, 16, 2), 4) if quick else (mf.NetworkSpec(64, 1, 256, 10), 256)
+    keys = jax.random.split(jax.random.key(0, impl=FAST_KEY), num_networks)
+    networks = jax.block_until_ready(jax.jit(jax.vmap(mf.init, (0, None)))(keys, spec))
+    x, eps = jax.random.normal(jax.random.key(1), (spec.input_dim,)), 1.0
+    one = lambda pair: _attacked(pair[0], x, eps, pair[1])  # noqa: E731
+    # a network that stays in a processor's caches is read from memory once, not 42 times
+    ours = jax.jit(lambda networks, keys: jax.lax.map(one, (networks, keys)))
+    together = jax.jit(lambda networks, keys: jax.vmap(one)((networks, keys)))
+    work = {"flops": 2 * 2 * 21 * num_networks * _entries(spec)}
+    contenders = [
+        Contender("ours, map", lambda: ours(networks, keys), work),
+        Contender("ours, vmap", lambda: together(networks, keys), work),
+    ]
+    if HAS_TORCH:
+        from benchmarks import peers
+
+        theirs, tx = peers.share(networks), peers.tensor(x)
+        txs = tx.expand(num_networks, -1)
+        loop = lambda: peers.each(lambda net, x: peers.attack(net, x, eps, 20), theirs, tx)  # noqa: E731
+        batched = lambda: peers.attack(theirs, txs, eps, 20, peers.apply_bmm)  # noqa: E731
+        contenders += [
+            Contender("torch, loop over networks", loop, work),
+            Contender("torch, bmm", batched, work),
+        ]
+    goals = [
+        Goal("ours, map", ("torch, loop over networks",), 1 / 3),
+        Goal("ours, map", ("torch, bmm",), 1.0),
+        Goal("ours, vmap", ("torch, bmm",)),
+    ]
+    shapes = {**_shapes(spec), "networks": num_networks, "steps": 20}
+    return Benchmark(shapes, contenders, goals, hardware_probes(quick), rounds=7)
+
+
+TASKS = {
+    task.__name__: task
+    for task in (
+        *(dense_draw, one_network, many_networks, monte_carlo),
+        *(matrix_free, width_without_matrices, attack_one, attack_many),
+    )
+}
+
+_TWENTY = mf.Attack((RandomStarts(1),), (Ascent(20),))
+
+
+def _attacked(network: mf.Network, x: Array, eps: float, key: Key[Array, ""]) -> tuple[Array, Array]:
+    found = mf.adversarial_loss(network, x, eps, 2, 2, key, attack=_TWENTY)
+    return found.value, found.perturbation
+
 
 _MANY = mf.NetworkSpec(64, 10, 256, 10, 2.0, 0.1)
 
 
 def _second_moment(key: Key[Array, ""], spec: mf.NetworkSpec, x: Array) -> Array:
     return jnp.mean(mf.linear_representation(mf.init(key, spec), x).jacobian ** 2)
+
+
+def _representation(key: Key[Array, ""], spec: mf.NetworkSpec, x: Array) -> tuple[Array, Array]:
+    """J and a of a matrix-free network."""
+    net = mf.init(key, spec, engine="matrix_free", capacity=mf.capacity_for(spec, linear_representation=1))
+    rep = mf.linear_representation(net, x)
+    return rep.jacobian, rep.shift
+
+
+def _matrix_free_normals(spec: mf.NetworkSpec) -> int:
+    """How many normals J and a take: L + 1 vectors up, K (L + 1) down, J and f themselves; a round number."""
+    d, K, N, L = spec.input_dim, spec.output_dim, spec.width, spec.depth
+    return -(-((1 + K) * N * (L + 1) + K * (d + 1)) // 1024) * 1024
 
 
 def _shapes(spec: mf.NetworkSpec) -> dict[str, int]:

@@ -9,8 +9,9 @@ from mftadv import statistics
 from mftadv.compare import Claim, judge
 from mftadv.matrices import DenseMatrix, MatrixFree
 from mftadv.network import Network, apply, evaluate, init
-from mftadv.linear import LinearRepresentation, capacity_for, linear_representation
+from mftadv.linear import LinearRepresentation, linear_representation
 from mftadv.norms import exact_operator_norm, vector_norm
+from mftadv.attack import AdversarialLoss, Attack, adversarial_loss, capacity_for
 from mftadv.data import load_inputs
 from mftadv.sweep import monte_carlo
 
@@ -27,10 +28,13 @@ __all__ = [
     "apply",
     "evaluate",
     "LinearRepresentation",
-    "capacity_for",
     "linear_representation",
     "exact_operator_norm",
     "vector_norm",
+    "AdversarialLoss",
+    "Attack",
+    "adversarial_loss",
+    "capacity_for",
     "load_inputs",
     "monte_carlo",
 ]

@@ -10,9 +10,8 @@ from jaxtyping import Array, ArrayLike, Float
 from mftadv import oracle
 from mftadv.network import Evaluation, Network
 from mftadv.oracle import Source
-from mftadv.spec import NetworkSpec
 
-__all__ = ["LinearRepresentation", "capacity_for", "linear_representation"]
+__all__ = ["LinearRepresentation", "linear_representation"]
 
 
 class LinearRepresentation(NamedTuple):
@@ -96,31 +95,3 @@ def _ask(question, at: Evaluation, points: tuple[int, ...], num_rows: int, chunk
     network, answers = jax.lax.scan(chunk, at.network, asked)
     restore = lambda a: a.reshape(-1, *a.shape[2:])[:total].reshape(*points, num_rows, *a.shape[2:])  # noqa: E731
     return jax.tree.map(restore, answers), network
-
-
-def capacity_for(spec: NetworkSpec, *, evaluate: int = 0, linear_representation: int = 0) -> tuple[int, int]:
-    """The capacity that a matrix-free network needs for a task: how many inputs and how many cotangents it answers.
-
-    Each keyword names a function and says for how many inputs it is called in all; the sum is for all of them, one
-    after the other. For example `capacity_for(spec, evaluate=1, linear_representation=8)`.
-
-    Args:
-        spec: the law of the network.
-        evaluate: number of inputs of `evaluate`.
-        linear_representation: number of inputs of `linear_representation`.
-
-    Returns:
-        (inputs, cotangents), for `init(..., engine="matrix_free", capacity=...)`.
-
-    Raises:
-        ValueError: a number is not an integer >= 0.
-
-    Source: counting; J comes by rows where K <= d (K cotangents an input), else by columns (d + 1 more inputs).
-    """
-    for name, number in (("evaluate", evaluate), ("linear_representation", linear_representation)):
-        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise ValueError(f"{name}: expected an integer >= 0, got {number!r}")
-    d, K = spec.input_dim, spec.output_dim
-    by_rows = d >= K
-    inputs = evaluate + linear_representation * (1 if by_rows else d + 2)
-    return inputs, linear_representation * K if by_rows else 0

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from mftadv.spec import concrete
 
@@ -33,6 +33,11 @@ class Matrix(Protocol):
     @property
     def dtype(self) -> jnp.dtype: ...
 
+    @property
+    def law_exact(self) -> Any:
+        """Whether all answers so far have exactly the law of the matrix: a boolean, or an array of one."""
+        ...
+
     def matvec(self, v: Float[Array, "*rows n"]) -> tuple["Matrix", Float[Array, "*rows m"]]:
         """W v for each row v, and the matrix to ask next."""
         ...
@@ -53,6 +58,10 @@ class DenseMatrix:
     def dtype(self) -> jnp.dtype:
         return self.entries.dtype
 
+    @property
+    def law_exact(self) -> bool:
+        return True
+
     def matvec(self, v: Float[Array, "*rows n"]) -> tuple["DenseMatrix", Float[Array, "*rows m"]]:
         return self, _contract(v, self.entries, 1)
 
@@ -60,10 +69,9 @@ class DenseMatrix:
         return self, _contract(v, self.entries, 0)
 
 
-def dense_gaussian(key: Key[Array, ""], shape: tuple[int, int], variance: jax.typing.ArrayLike) -> DenseMatrix:
-    """A dense matrix of independent N(0, variance) entries in the default float type."""
-    entries = jax.random.normal(key, shape)
-    return DenseMatrix(entries * jnp.sqrt(jnp.asarray(variance, entries.dtype)))
+def dense_gaussian(noise: Float[Array, " T"], shape: tuple[int, int], variance: jax.typing.ArrayLike) -> DenseMatrix:
+    """A dense matrix of independent N(0, variance) entries, from m n standard normals."""
+    return DenseMatrix(noise.reshape(shape) * jnp.sqrt(jnp.asarray(variance, noise.dtype)))
 
 
 class _Side(NamedTuple):
@@ -114,6 +122,11 @@ class MatrixFree:
     def dtype(self) -> jnp.dtype:
         return self.inputs.directions.dtype
 
+    def check_room(self, inputs: int, cotangents: int) -> None:
+        """Raise the ValueError that so many more questions would meet, before any is asked."""
+        _check_room("inputs", self.inputs, inputs)
+        _check_room("cotangents", self.outputs, cotangents)
+
     def matvec(self, v: Float[Array, "*rows n"]) -> tuple["MatrixFree", Float[Array, "*rows m"]]:
         inputs, product, fits = _ask("inputs", self.inputs, self.outputs, v)
         asked = dataclasses.replace(self, inputs=inputs, law_exact=self.law_exact & fits)
@@ -163,21 +176,19 @@ def matmul_precision() -> str:
 def _ask(name: str, side: _Side, other: _Side, v: Array) -> tuple[_Side, Array, Any]:
     """The side that was asked with what it learnt, its product with v, and whether there was room for it."""
     rows = v.reshape(math.prod(v.shape[:-1]), v.shape[-1])
-    count, (room, n) = len(rows), side.directions.shape
-    if concrete(side.asked) is not None and side.asked + count > room and room < n:
-        raise ValueError(
-            f"capacity: expected at least {side.asked + count} {name}, got {room}; mftadv.capacity_for counts them"
-        )
+    count, room = len(rows), len(side.directions)
+    _check_room(name, side, count)
     directions, images = _in_use(side)
     theirs, answers = _in_use(other)
     fresh, old, new = _orthonormalise(directions, rows)
     drawn = jnp.diagonal(new) > 0
-    places = side.kept + jnp.cumsum(drawn, dtype=jnp.int32) - drawn
+    taken = jnp.cumsum(drawn, dtype=jnp.int32)
+    places = side.kept + jnp.where(drawn, taken - 1, taken)
     noise = _rows_at(side.images, places)
-    known = (_contract(fresh, answers, 1) - _contract(noise, theirs, 1)) * drawn[:, None]
+    known = _contract(fresh, answers, 1) - jnp.where(drawn[:, None], _contract(noise, theirs, 1), 0)
     correction = _contract(known, theirs, 0)
     product = _contract(old, images, 0) + _contract(new, noise + correction, 0)
-    kept = side.kept + jnp.sum(drawn, dtype=jnp.int32)
+    kept = side.kept + taken[-1]
     learnt = _Side(
         _add_rows(side.directions, places, fresh),
         _add_rows(side.images, places, correction),
@@ -200,6 +211,15 @@ def _add_rows(buffer: Array, places: Array, rows: Array) -> Array:
         row = _rows_at(buffer, places) + jnp.where(places < len(buffer), rows, 0)
         return jax.lax.dynamic_update_slice_in_dim(buffer, row, places[0], 0)
     return buffer.at[places].add(rows, mode="drop")
+
+
+def _check_room(name: str, side: _Side, count: int) -> None:
+    """Refuse more questions than there is room for, where their number is known."""
+    (room, n), asked = side.directions.shape, concrete(side.asked)
+    if asked is not None and asked + count > room and room < n:
+        raise ValueError(
+            f"capacity: expected room for {asked + count} {name}, got {room}; mftadv.capacity_for counts them"
+        )
 
 
 def _in_use(side: _Side) -> tuple[Array, Array]:

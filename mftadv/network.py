@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from mftadv.matrices import DenseMatrix, Matrix, dense_gaussian, matrix_free_gaussian, noise_size
+from mftadv.matrices import DenseMatrix, Matrix, MatrixFree, dense_gaussian, matrix_free_gaussian, noise_size
 from mftadv.spec import NetworkSpec
 
 __all__ = ["Evaluation", "Network", "Params", "apply", "difference", "evaluate", "forward", "init", "pullback"]
@@ -65,8 +65,13 @@ class Network:
         False once a matrix-free network was asked beyond its capacity; where the program alone decides how often it
         is asked, that is an error instead.
         """
-        parts = [matrix.law_exact for matrix in self.matrices if not isinstance(matrix, DenseMatrix)]
-        return functools.reduce(operator.and_, parts, True)
+        return functools.reduce(operator.and_, (matrix.law_exact for matrix in self.matrices))
+
+    def check_room(self, inputs: int, cotangents: int) -> None:
+        """Raise the ValueError that so many more questions would meet, before any is asked."""
+        for matrix in self.matrices:
+            if isinstance(matrix, MatrixFree):
+                matrix.check_room(inputs, cotangents)
 
 
 class Evaluation(NamedTuple):
@@ -83,6 +88,8 @@ class Evaluation(NamedTuple):
 
 
 ENGINES = ("dense", "matrix_free")
+
+_ONE_DRAW = 2**22  # dense entries that are drawn in one call: it compiles faster, and needs room for a copy
 
 
 def init(
@@ -132,15 +139,14 @@ def init(
     weight_variance, bias_variance = (jnp.asarray(v, float) for v in (spec.weight_variance, spec.bias_variance))
     shapes = _shapes(spec)
     variances = [1 / d, 1 / N, *[weight_variance / N] * L]
-    if capacity is None:
-        draws = zip([keys[0], keys[1], *keys[4:]], shapes, variances, strict=True)
-        matrices = [dense_gaussian(*each) for each in draws]
-    else:
-        # all in one call, of a length that every generator likes
-        ends = np.cumsum([noise_size(shape, capacity) for shape in shapes])
-        noise = _draw_if(weight_variance >= 0, keys[0], (-(-int(ends[-1]) // 1024) * 1024,), jnp.nan)
-        parts = jnp.split(noise, ends)[:-1]
-        matrices = [matrix_free_gaussian(*each, capacity) for each in zip(parts, shapes, variances, strict=True)]
+    sizes = [m * n if capacity is None else noise_size((m, n), capacity) for m, n in shapes]
+    if capacity is None and sum(sizes) > _ONE_DRAW:
+        noise = [jax.random.normal(key, (size,)) for key, size in zip([*keys[:2], *keys[4:]], sizes, strict=True)]
+    else:  # of a length that every generator likes
+        length = -(-sum(sizes) // 1024) * 1024
+        noise = jnp.split(_draw_if(weight_variance >= 0, keys[0], (length,), jnp.nan), np.cumsum(sizes))[:-1]
+    make = dense_gaussian if capacity is None else functools.partial(matrix_free_gaussian, capacity=capacity)
+    matrices = [make(*each) for each in zip(noise, shapes, variances, strict=True)]
     embedding, readout, *weights = matrices
     biases = jnp.sqrt(jnp.where(bias_variance > 0, bias_variance, 1)) * _draw_if(bias_variance > 0, keys[2], (L, N), 0)
     signs = jax.random.rademacher(keys[3], (L, N), float) if spec.block == "signed" else ()

@@ -1,7 +1,8 @@
 """Tables and figures of judged claims; no physics is computed here."""
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,18 @@ from scipy import stats
 from mftadv.compare import Judgement
 from mftadv.statistics import scale_mixture_cdf
 
-__all__ = ["distribution_figure", "verdict_table"]
+__all__ = ["bounds_table", "dimensions_figure", "distribution_figure", "loss_figure", "verdict_table"]
 
 _STYLES = {"holds": "green", "fails": "bold red", "fails, as predicted": "yellow", "underpowered": "dim"}
 _MAX_PANELS = 6
 _GREY, _BLUE, _RED, _ORANGE = "#555555", "#3b6ea8", "#c0392b", "#d98c21"
+KINDS = ("published", "leading", "sharp", "chevet")
+_BOUND_STYLES = {
+    "chevet": {"color": _GREY, "ls": "-", "lw": 1.2, "label": "Chevet's bound"},
+    "sharp": {"color": _RED, "ls": "--", "lw": 1.2, "label": "sharp mean"},
+    "published": {"color": _ORANGE, "ls": "-", "lw": 1.2, "label": "published"},
+    "one_step": {"color": _RED, "ls": ":", "lw": 1.4, "label": "law of one step"},
+}
 
 
 def verdict_table(title: str, judgements: Sequence[Judgement]) -> Table:
@@ -42,8 +50,8 @@ def verdict_table(title: str, judgements: Sequence[Judgement]) -> Table:
     return table
 
 
-def _number(value: float, form: str = ".4g") -> str:
-    return "-" if math.isnan(value) else format(value, form)
+def _number(value: float | None, form: str = ".4g") -> str:
+    return "-" if value is None or math.isnan(value) else format(value, form)
 
 
 def distribution_figure(
@@ -144,3 +152,93 @@ def _norms(axes, norms) -> None:
     axes.set(xlim=(-0.5, len(norms) - 0.5), ylabel=r"$\|J\|_{p\to q}$ / bound")
     axes.set_ylim(0, 1.35 * axes.get_ylim()[1])
     axes.legend(frameon=False, fontsize=7.5, loc="upper right", ncols=4)
+
+
+def bounds_table(title: str, cells: Sequence[Mapping[str, Any]], varied: str) -> Table:
+    """What was measured of the adversarial loss beside what is predicted, a row for each cell.
+
+    Args:
+        title: of the table.
+        cells: the records of `mftadv.experiments.bounds.cells`, with the "verdicts" on them.
+        varied: what besides p and q differs from row to row, "eps", "d" or "K".
+    """
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    table.add_column("p->q")
+    numbers = ("L_adv", "+- s.e.", "5%", "50%", "95%", "eps |J|", "one step", "published", "leading", "sharp", "Chevet")
+    for name in (varied, *numbers, "tightness"):
+        table.add_column(name, justify="right")
+    table.add_column("under Chevet")
+    table.add_column("under published")
+    for cell in cells:
+        table.add_row(
+            f"{cell['p']}->{cell['q']}",
+            f"{cell[varied]:g}",
+            *(_number(cell[name], ".3g") for name in ("loss", "standard_error")),
+            *(_number(value, ".3g") for value in cell["quantiles"].values()),
+            *(_number(cell.get(name), ".3g") for name in ("eps_norm", "one_step", *KINDS)),
+            _number(cell["tightness"], ".3f"),
+            *(f"[{_STYLES[verdict]}]{verdict}[/]" for verdict in cell["verdicts"].values()),
+        )
+    return table
+
+
+def loss_figure(title: str, cells: Sequence[Mapping[str, Any]]):
+    """The adversarial loss against eps, a panel for each p and q, over eps omega^(L/2) so that bounds are level."""
+    from matplotlib.figure import Figure
+
+    cells = [cell for cell in cells if "inputs" in cell["parts"]]
+    ps, qs = (list(dict.fromkeys(cell[name] for cell in cells)) for name in ("p", "q"))
+    figure = Figure(figsize=(3.2 * len(qs) + 0.6, 2.6 * len(ps) + 1.0), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    grid = figure.subplots(len(ps), len(qs), squeeze=False, sharex=True)
+    for axes, (p, q) in zip(grid.flat, itertools.product(ps, qs), strict=True):
+        rows = [cell for cell in cells if (cell["p"], cell["q"]) == (p, q)]
+        eps = np.array([cell["eps"] for cell in rows])
+        band = [np.array([cell["quantiles"][name] for cell in rows]) / eps for name in ("05", "95")]
+        axes.fill_between(eps, *band, color=_BLUE, alpha=0.2, lw=0)
+        axes.plot(
+            eps, [cell["loss"] for cell in rows] / eps, "o-", color=_BLUE, ms=3.5, label="attack: mean, 5% to 95%"
+        )
+        axes.plot(eps, [cell["eps_norm"] for cell in rows] / eps, ":", color=_BLUE, label=r"$\|J(x)\|_{p\to q}$")
+        for name, style in _BOUND_STYLES.items():
+            if name in rows[0]:
+                axes.plot(eps, [cell[name] for cell in rows] / eps, **style)
+        axes.set(xscale="log", title=rf"${_tex(p)}\to{_tex(q)}$")
+        axes.set_ylim(bottom=0)
+    figure.supxlabel(r"$\epsilon$", fontsize=10)
+    figure.supylabel(r"$L_{adv}\,/\,\epsilon$", fontsize=10)
+    handles = {
+        label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def dimensions_figure(title: str, cells: Sequence[Mapping[str, Any]]):
+    """The adversarial loss against the input dimension d, and against the output dimension K, a line for each p."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    for axes, name in zip(figure.subplots(1, 2), ("d", "K"), strict=True):
+        rows = sorted((cell for cell in cells if name in cell["parts"]), key=lambda cell: cell[name])
+        for p, color in zip(dict.fromkeys(cell["p"] for cell in rows), (_BLUE, _ORANGE, _RED, _GREY), strict=False):
+            own = [cell for cell in rows if cell["p"] == p]
+            sizes, losses = ([cell[key] for cell in own] for key in (name, "loss"))
+            axes.errorbar(
+                sizes, losses, [2 * cell["standard_error"] for cell in own], fmt="o", color=color, ms=4, capsize=3
+            )
+            axes.plot(
+                sizes, [cell["chevet"] for cell in own], "-", color=color, lw=1.2, label=f"p = {p}, Chevet's bound"
+            )
+        fixed = next(cell for cell in rows)["K" if name == "d" else "d"]
+        axes.set(xscale="log", yscale="log", xlabel=name, title=f"{'K' if name == 'd' else 'd'} = {fixed}")
+        axes.set_xticks(sorted({cell[name] for cell in rows}), sorted({cell[name] for cell in rows}), minor=False)
+        axes.minorticks_off()
+        axes.legend(frameon=False, fontsize=8)
+        axes.set_ylabel(r"$L_{adv}$ (dots: attack, $\pm$ 2 s.e.)")
+    return figure
+
+
+def _tex(exponent: str) -> str:
+    return r"\infty" if exponent == "inf" else exponent

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import itertools
+import math
 import platform
 import shutil
 import subprocess
@@ -47,7 +48,7 @@ def birth_certificate(
     """
     device = mesh.devices.flat[0] if mesh else jax.devices()[0]
     return {
-        "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()},
+        "arguments": {name: _plain(value) for name, value in arguments.items()},
         "spec": {name: getattr(value, "tolist", lambda value=value: value)() for name, value in vars(spec).items()},
         "root_key": {"impl": str(jax.random.key_impl(key)), "data": np.asarray(jax.random.key_data(key)).tolist()},
         "networks": [0, num_networks],
@@ -64,6 +65,13 @@ def birth_certificate(
         "mesh": None if mesh is None else dict(mesh.shape),
         "commit": _commit(),
     }
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON can hold it: infinities, like paths, in words."""
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) or value in (math.inf, -math.inf) else value
 
 
 def _commit() -> str | None:
@@ -106,7 +114,7 @@ def next_vacant(stem: Path) -> Path:
     return next(path for i in itertools.count(1) if not (path := stem.with_name(f"{stem.name}-{i}")).exists())
 
 
-def write_run(directory: Path, files: Mapping[str, Callable[[Path], None]], *, overwrite: bool = False) -> None:
+def write_run(directory: Path, files: Mapping[str, Callable[[Path], Any]], *, overwrite: bool = False) -> None:
     """Write a result folder in one step: it appears complete, or, whatever interrupts, not at all.
 
     Args:

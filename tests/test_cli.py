@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mftadv import cli, sweep, theory
+from mftadv.cli import _options, _validate
 
 SMALL = ["--width", "24", "--depth", "2", "--networks", "600", "--inputs", "2"]
 
@@ -158,7 +159,7 @@ def test_an_existing_result_is_refused_and_overwritten_when_told(run, tmp_path):
     assert "out: expected a folder that does not exist, or --overwrite, got here" in err
     assert run(*SMALL, "--out", "here", "--overwrite", "--seed", "1")[0] == 0
     data = records(tmp_path / "here")["certificate"]["root_key"]["data"]
-    assert data == jax.random.key_data(cli._fastest_key(1)).tolist()
+    assert data == jax.random.key_data(_options.fastest_key(1)).tolist()
 
 
 def test_no_command_and_help(capsys):
@@ -172,7 +173,7 @@ def test_no_command_and_help(capsys):
 
 def test_paper_names_the_papers_configuration(run, monkeypatch):
     seen = []
-    monkeypatch.setattr(cli, "_validate", lambda args, console: seen.append(args) or 0)
+    monkeypatch.setattr(_validate, "_validate", lambda args, console: seen.append(args) or 0)
     assert run("--paper", "--networks", "8", "--block", "signed")[0] == 0
     args = seen[0]
     assert (args.data, args.input_dim, args.output_dim, args.width, args.depth) == ("gaussian", 1000, 1, 5000, 10)

@@ -103,13 +103,16 @@ def test_birth_certificate_replays_a_network():
     record = json.loads(
         json.dumps(
             store.birth_certificate(
-                spec, key, 10, arguments={"seed": 7}, preprocessing="none", batch_size=5, dtype=np.float32
-            )
+                spec, key, 10, arguments={"seed": 7, "p": (1.0, np.inf)}, engine="dense", preprocessing="none",
+                batch_size=5, dtype=np.float32,
+            ),
+            allow_nan=False,
         )
-    )
+    )  # fmt: skip
     again = jax.random.wrap_key_data(np.array(record["root_key"]["data"], np.uint32), impl=record["root_key"]["impl"])
     assert jax.random.normal(again) == jax.random.normal(key)
     assert NetworkSpec(**record["spec"]) == spec
     assert record["networks"] == [0, 10]
-    assert record["dtype"] == "float32"
+    assert (record["dtype"], record["engine"]) == ("float32", "dense")
+    assert record["arguments"] == {"seed": 7, "p": [1.0, "inf"]}
     assert {"jax", "mftadv", "python"} <= set(record["versions"])

@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from mftadv import norms, statistics, theory
+from mftadv.attack import capacity_for
 from mftadv.compare import Claim
-from mftadv.linear import capacity_for, linear_representation
+from mftadv.linear import linear_representation
 from mftadv.network import init
 from mftadv.spec import NetworkSpec, dual_exponent
 
@@ -197,21 +198,17 @@ def _norm_claims(spec: NetworkSpec, sample: Sample, x: Any = None, law: Any = No
     d, K = spec.input_dim, spec.output_dim
     published_gain = math.sqrt(float(theory.jacobian_variance(spec)) * d)
     gain = math.sqrt(law["orthogonal"] * d) if law else published_gain
-    # no kurtosis at finite width is known for "residual"; that of "signed" stands in
-    like = dataclasses.replace(spec, block="signed") if law else spec
-    w = math.log(float(theory.finite_width_factor(like)))
+    excess, reason = width_excess(spec)
     if K == 1:
-        lowered, allowance, excess = math.exp(-w / 8), w**2 / 8, 0.0
-        reason = "finite width to first order"
+        w = _log_width_factor(spec)
+        lowered, allowance, reason = math.exp(-w / 8), w**2 / 8, "finite width to first order"
     else:
-        excess = max(float(theory.width_quantile(like, 0.5)) * math.exp(w / 8) - 1, 0.0)
         lowered, allowance = 1.0, excess
-        reason = "the layers spread the singular values of K outputs by about sqrt(L K / N)"
     for (p, q), values in sample.norms.items():
         measured = statistics.mean_estimate(values)
         name = f"mean |J| {exponent(p)}->{exponent(q)}"
         sharp, bound = (theory.operator_norm_coefficient(p, q, d, K, kind=kind) for kind in ("sharp", "chevet"))
-        growth = _growth_along_input(spec, x, law, p, q) if law else 0.0
+        growth = growth_along_input(spec, x, p, q) if law else 0.0
         if not law:
             yield Claim.of(f"{name}, sharp", gain * sharp * lowered, measured, allowance=allowance, reason=reason)
         options = {"kind": "at_most", "allowance": excess, "reason": reason if excess else ""}
@@ -226,9 +223,31 @@ def _norm_claims(spec: NetworkSpec, sample: Sample, x: Any = None, law: Any = No
             yield Claim.of(f"{name}, published", published_gain * published, measured, note=note, **options)
 
 
-def _growth_along_input(spec: NetworkSpec, x: np.ndarray, law: dict[str, float], p: float, q: float) -> float:
-    """What growth along x adds at most to a mean norm: J = G + (rho - 1) G x x^T / |x|^2, by the triangle."""
-    size = math.sqrt(x @ x)
+def width_excess(spec: NetworkSpec) -> tuple[float, str]:
+    """How far above their infinite-width mean the norms of J may lie at this width, as a fraction, and why."""
+    if spec.output_dim == 1:
+        return 0.0, ""
+    raised = float(theory.width_quantile(_like(spec), 0.5)) * math.exp(_log_width_factor(spec) / 8) - 1
+    return max(raised, 0.0), "the layers spread the singular values of K outputs by about sqrt(L K / N)"
+
+
+def _like(spec: NetworkSpec) -> NetworkSpec:
+    """The same network, or, as no law at finite width is known for "residual", its "signed" stand-in."""
+    return dataclasses.replace(spec, block="signed") if spec.block == "residual" else spec
+
+
+def _log_width_factor(spec: NetworkSpec) -> float:
+    return math.log(float(theory.finite_width_factor(_like(spec))))
+
+
+def growth_along_input(spec: NetworkSpec, x: np.ndarray, p: float, q: float) -> float:
+    """What growth of a residual network along x adds at most to a mean norm of J; 0 for other blocks.
+
+    J = G + (rho - 1) G x x^T / |x|^2, by the triangle inequality.
+    """
+    if spec.block != "residual":
+        return 0.0
+    law, size = _residual_law(spec, x), math.sqrt(x @ x)
     along = max(math.sqrt(law["along_input"]) / size - math.sqrt(law["orthogonal"]), 0.0)
     output = theory.operator_norm_coefficient(1, q, 1, spec.output_dim, kind="sharp")
     return along * output * float(norms.vector_norm(jnp.asarray(x / size), dual_exponent(p)))

@@ -1,0 +1,20 @@
+"""The adversarial loss: from below by attacks, exactly on tiny networks."""
+
+from mftadv.attack._exact import ExactLoss, exact_adversarial_loss
+from mftadv.attack._loss import AdversarialLoss, Attack, adversarial_loss, capacity_for, named_attack
+from mftadv.attack._pieces import Ascent, GradientStarts, PowerMethod, RandomStarts, Vertices
+
+__all__ = [
+    "AdversarialLoss",
+    "Ascent",
+    "Attack",
+    "ExactLoss",
+    "GradientStarts",
+    "PowerMethod",
+    "RandomStarts",
+    "Vertices",
+    "adversarial_loss",
+    "capacity_for",
+    "exact_adversarial_loss",
+    "named_attack",
+]

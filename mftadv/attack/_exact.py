@@ -1,0 +1,228 @@
+"""The exact adversarial loss of a tiny network, by mixed-integer linear programming.
+
+Everything is a difference in units of eps: t = eta/eps in the unit ball, dz/eps, (f(x + eta) - f(x))/eps. So no scale
+of x or eps meets the absolute tolerances of a solver, nothing is lost where eps is far below |x|, and only gates that
+the ball can move need a binary.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import ArrayLike, Float
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from mftadv.network import Network
+
+__all__ = ["ExactLoss", "exact_adversarial_loss"]
+
+MAX_NEURONS, MAX_INPUTS = 30, 6
+TOLERANCE = 1e-9  # the solver's, for problems whose variables and objectives have size 1
+MARGIN = 1e-6  # what the bound adds, relatively, for all that was done within this tolerance
+GAP = 1e-5  # the relative gap of value and bound from which on nothing is returned
+
+
+class ExactLoss(NamedTuple):
+    """value <= max <= bound, with `value` attained by `perturbation` [d]."""
+
+    value: float
+    perturbation: Float[np.ndarray, " d"]
+    bound: float
+
+
+def exact_adversarial_loss(net: Network, x: Float[ArrayLike, " d"], eps: float, p: float, q: float) -> ExactLoss:
+    """The adversarial loss of a tiny dense network, proven to be the global maximum.
+
+    L_adv(x) = max |f(x + eta) - f(x)|_q over |eta|_p <= eps, on the host in float64. A gate that the ball can move is a
+    binary: phi(z) = v z + (u - v) a with a = max(z, 0), that is a >= 0, a >= z, a <= h b, a <= z - l (1 - b), b in
+    {0, 1}, for l <= z <= h, the range of z over the ball with the binaries of the layers below relaxed. q = inf solves
+    a program for each sign of each output; for q = 1, |f_k(x + eta) - f_k(x)| is one more gate, with u = 1, v = -1.
+
+    Args:
+        net: one dense network of at most 30 neurons (width times depth) and 6 inputs; any block, slopes and biases.
+        x: the input [d].
+        eps: the radius of the ball, >= 0.
+        p: exponent of the norm of eta, 1 or inf.
+        q: exponent of the norm of the difference of outputs [K], 1 or inf.
+
+    Returns:
+        An `ExactLoss`. `value` = |f(x + eta) - f(x)|_q at eta = `perturbation` [d], |eta|_p <= eps (1 + 1e-12), and
+        `bound` is the solver's proof that no eta does better, 1e-6 added for its tolerances.
+
+    Raises:
+        ValueError: another kind of network, a larger one, another p or q, or x or eps of a wrong shape or range.
+        RuntimeError: the solver did not prove the maximum to 1e-5 (of it, or 1e-8 of that of the relaxed program).
+
+    Source: definition; big-M encoding of Tjeng, Xiao and Tedrake 2019, for two slopes and differences by us.
+    """
+    x = _check(net, x, eps, p, q)
+    if eps == 0:
+        return ExactLoss(0.0, np.zeros_like(x), 0.0)
+    layers = _layers(net, x, eps)
+    program = _Program(len(x), p, net.spec.width * net.spec.depth + net.spec.output_dim)
+    outputs = _difference(layers, program.perturbation, lambda z, dz: program.gates(z, dz, layers.u, layers.v))
+    if q == 1:
+        objectives = [program.gates(np.zeros(len(outputs)), outputs, 1.0, -1.0).sum(0)]
+    else:
+        objectives = [*outputs, *-outputs]
+
+    # With the highest first, most others cannot beat the value found and need no integers.
+    relaxed = sorted(((program.maximum(row)[0], row) for row in objectives), key=lambda pair: -pair[0])
+    largest = relaxed[0][0]
+    value, bound, perturbation = 0.0, 0.0, np.zeros_like(x)
+    for upper, row in relaxed:
+        if upper > value:
+            upper, t = program.maximum(row, scale=upper, integral=True)
+            t = np.clip(t, -1, 1) if p == math.inf else t / max(1.0, np.abs(t).sum())
+            attained = float(np.linalg.norm(_difference(layers, t[:, None], layers.jump), q))
+            if attained > value:
+                value, perturbation = attained, t
+        bound = max(bound, upper)
+    bound = max(bound, value) * (1 + MARGIN)
+    if not bound <= value * (1 + GAP) + 1e-3 * GAP * largest:
+        raise RuntimeError(f"bound: expected within {GAP} of the value {eps * value}, got {eps * bound}")
+    return ExactLoss(eps * value, eps * perturbation, eps * bound)
+
+
+def _check(net: Network, x: ArrayLike, eps: float, p: float, q: float) -> np.ndarray:
+    """x [d] in float64, once all arguments are what they should be."""
+    if not isinstance(net, Network) or not net.is_dense:
+        raise ValueError(f"net: expected a dense Network, got {'another' if isinstance(net, Network) else type(net).__name__}")
+    spec = net.spec
+    d, N, L = spec.input_dim, spec.width, spec.depth
+    if np.shape(net.frozen.embedding.entries) != (N, d) or np.ndim(spec.positive_slope) + np.ndim(spec.negative_slope):
+        raise ValueError(f"net: expected one network, got a batch, of embeddings {list(np.shape(net.frozen.embedding.entries))}")
+    if N * L > MAX_NEURONS or d > MAX_INPUTS:
+        raise ValueError(f"net: expected width * depth <= {MAX_NEURONS} and d <= {MAX_INPUTS}, got {N} * {L} and {d}")
+    if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(net)):
+        raise ValueError("net: expected finite entries, got others")
+    for name, exponent in (("p", p), ("q", q)):
+        if exponent not in (1, math.inf):
+            raise ValueError(f"{name}: expected 1 or inf, got {exponent!r}")
+    if not (np.isfinite(eps) and eps >= 0):
+        raise ValueError(f"eps: expected a finite number >= 0, got {eps!r}")
+    x = np.asarray(x, np.float64)
+    if x.shape != (d,) or not np.all(np.isfinite(x)):
+        raise ValueError(f"x: expected {d} finite numbers, got {x if x.shape == (d,) else f'shape {list(x.shape)}'}")
+    return x
+
+
+class _Layers(NamedTuple):
+    """A network around x, in units of eps."""
+
+    embedding: np.ndarray  # [N, d]
+    weights: list[np.ndarray]  # L of [N, N]
+    signs: list[np.ndarray]  # L of [N]
+    readout: np.ndarray  # [K, N]
+    u: float
+    v: float
+    shortcut: float
+    preactivations: list[np.ndarray]  # z_l(x)/eps, L of [N]
+
+    def phi(self, z: np.ndarray) -> np.ndarray:
+        return np.where(z >= 0, self.u, self.v) * z
+
+    def jump(self, z: np.ndarray, dz: np.ndarray) -> np.ndarray:
+        """phi(z + dz) - phi(z) of numbers dz [N, 1], with no subtraction where no gate moves."""
+        before, after = z[:, None], z[:, None] + dz
+        moved = (after >= 0) != (before >= 0)
+        return np.where(moved, self.phi(after) - self.phi(before), np.where(after >= 0, self.u, self.v) * dz)
+
+
+def _layers(net: Network, x: np.ndarray, eps: float) -> _Layers:
+    host = lambda values: np.asarray(values, np.float64)  # noqa: E731
+    spec, params, frozen = net.spec, net.params, net.frozen
+    signs = [host(sign) for sign in frozen.signs] or [np.ones(spec.width)] * spec.depth
+    weights = [host(matrix.entries) for matrix in params.weights]
+    u, v = float(spec.positive_slope), float(spec.negative_slope)
+    shortcut = float(spec.has_shortcut)
+    layers = _Layers(
+        host(frozen.embedding.entries), weights, signs, host(frozen.readout.entries), u, v, shortcut, []
+    )
+    h = layers.embedding @ x
+    for weight, bias, sign in zip(weights, params.biases, signs, strict=True):
+        z = weight @ h + host(bias)
+        layers.preactivations.append(z / eps)
+        h = shortcut * h + sign * layers.phi(z)
+    return layers
+
+
+def _difference(layers: _Layers, t: np.ndarray, gates: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    """(f(x + eps t) - f(x))/eps [K, C] for t [d, C]: numbers (C = 1), or affine functions of a program's variables."""
+    dh = layers.embedding @ t
+    for weight, sign, z in zip(layers.weights, layers.signs, layers.preactivations, strict=True):
+        dh = layers.shortcut * dh + sign[:, None] * gates(z, weight @ dh)
+    return layers.readout @ dh
+
+
+class _Program:
+    """A mixed-integer program; a row [C] is an affine function of its variables, the last of which is the constant 1.
+
+    The variables: those of t in the unit ball (t itself for p = inf, its positive and negative parts for p = 1), the a
+    of every gate in units of its range, and their binaries b. All constraints read row <= 0.
+    """
+
+    def __init__(self, d: int, p: float, max_gates: int):
+        inputs = d if p == math.inf else 2 * d
+        self.first_a, self.first_b, self.num_gates = inputs, inputs + max_gates, 0
+        self.unit = np.eye(inputs + 2 * max_gates + 1)
+        self.low, self.high = np.zeros(len(self.unit)), np.zeros(len(self.unit))
+        self.low[-1] = self.high[-1] = self.high[:inputs] = 1
+        if p == math.inf:
+            self.low[:inputs] = -1
+            self.perturbation, self.rows = self.unit[:d], []
+        else:
+            self.perturbation = self.unit[:d] - self.unit[d:inputs]
+            self.rows = [self.unit[:inputs].sum(0) - self.unit[-1]]
+
+    def gates(self, z: np.ndarray, dz: np.ndarray, u: float, v: float) -> np.ndarray:
+        """phi(z + dz) - phi(z) for z [N] and rows dz [N, C]."""
+        return np.stack([self._gate(*pair, u, v) for pair in zip(z, dz, strict=True)])
+
+    def _gate(self, z: float, dz: np.ndarray, u: float, v: float) -> np.ndarray:
+        if u == v:
+            return u * dz
+        below, above = self._interval(-dz), self._interval(dz)
+        low, high, slack = z - below, z + above, TOLERANCE * (below + above)
+        # Each is worth a linear program only while the sign is open.
+        if low < -slack and high > slack:
+            high = min(high, z + self.maximum(dz)[0] + slack)
+        if low < -slack and high > slack:
+            low = max(low, z - self.maximum(-dz)[0] - slack)
+        if low >= -slack or high <= slack:
+            return (u if low >= -slack else v) * dz
+        one, a, b = self.unit[-1], self.unit[self.first_a + self.num_gates], self.unit[self.first_b + self.num_gates]
+        size = max(-low, high)
+        low, high, inside = low / size, high / size, (dz + z * one) / size
+        self.rows += [inside - a, a - high * b, a - inside + low * (one - b)]
+        self.high[self.first_a + self.num_gates], self.high[self.first_b + self.num_gates] = high, 1
+        self.num_gates += 1
+        return v * dz + (u - v) * (size * a - max(z, 0.0) * one)
+
+    def _interval(self, row: np.ndarray) -> float:
+        """An upper bound of the row from the ranges of the variables alone."""
+        return float(np.maximum(row * self.low, row * self.high).sum())
+
+    def maximum(self, row: np.ndarray, scale: float = 0.0, integral: bool = False) -> tuple[float, np.ndarray]:
+        """An upper bound of a row, and its t [d]; `scale` is about what to expect, if that is known."""
+        scale = scale or self._interval(row) + self._interval(-row) or 1.0
+        integrality = np.zeros(len(row))
+        integrality[self.first_b : -1] = integral
+        options = {"mip_rel_gap": 10 * TOLERANCE, "mip_abs_gap": 0.0, "mip_feasibility_tolerance": TOLERANCE}
+        options |= {"primal_feasibility_tolerance": TOLERANCE, "dual_feasibility_tolerance": TOLERANCE}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Unrecognized options detected", RuntimeWarning)  # HiGHS knows them
+            solution = milp(
+                -row / scale,
+                integrality=integrality,
+                bounds=Bounds(self.low, self.high),
+                constraints=[LinearConstraint(np.stack(self.rows), ub=0)] if self.rows else [],
+                options=options,
+            )
+        if solution.status != 0:
+            raise RuntimeError(f"HiGHS: expected an optimum, got {solution.message}")
+        bound = solution.fun if solution.mip_dual_bound is None else solution.mip_dual_bound
+        return -scale * bound, self.perturbation @ solution.x

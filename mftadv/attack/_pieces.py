@@ -1,0 +1,236 @@
+"""The pieces that attacks are made of: where to start, and how to go on.
+
+All are written over the verbs of `mftadv.oracle`, for one input [d] or a block [B, d] with R candidates each. A piece
+is a value, so that equal ones share a compiled program, and `queries` says how many differences and how many
+cotangents it asks for at each input.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from mftadv import oracle
+from mftadv.network import Evaluation
+from mftadv.norms import dual_vector, maximise_linear, project, vector_norm
+from mftadv.spec import dual_exponent
+
+_CHUNK = 128  # candidates evaluated at once where there are many
+
+
+class Problem(NamedTuple):
+    """max |f(x + eta) - f(x)|_q over |eta|_p <= eps, with x + eta in the box; the box is one of eta."""
+
+    source: Any
+    base: Evaluation
+    input_dim: int
+    eps: Array
+    p: float
+    q: float
+    box: tuple[Array | None, Array | None]
+
+    @property
+    def output_dim(self) -> int:
+        return self.base.output.shape[-1]
+
+
+class Candidates(NamedTuple):
+    """R perturbations of each input, and the best that each has been.
+
+    `network` is the one to ask next, None where the source stays what it is. `nonfinite` counts the candidates whose
+    value was not finite: they enter nothing else.
+    """
+
+    network: Any
+    eta: Float[Array, "*B R d"]
+    value: Float[Array, "*B R"]
+    best: Float[Array, "*B R d"]
+    nonfinite: Int[Array, "*B"]
+
+
+def start(network: Any, eta: Array) -> Candidates:
+    """Candidates that nobody has looked at: the best so far is no perturbation."""
+    zero = jnp.zeros_like(eta)
+    return Candidates(network, eta, zero[..., 0], zero, jnp.zeros(eta.shape[:-2], jnp.int32))
+
+
+def look(problem: Problem, candidates: Candidates) -> tuple[Candidates, Evaluation]:
+    """Evaluate every candidate and keep the best of each."""
+    network, eta, value, best, nonfinite = candidates
+    at = oracle.difference(network or problem.source, problem.base, eta)
+    seen = vector_norm(at.output, problem.q)
+    finite = jnp.isfinite(seen)
+    better = finite & (seen > value)
+    value, best = jnp.where(better, seen, value), jnp.where(better[..., None], eta, best)
+    nonfinite = nonfinite + jnp.sum(~finite, axis=-1, dtype=jnp.int32)
+    return Candidates(_kept(network, at.network), eta, value, best, nonfinite), at
+
+
+def climb(problem: Problem, candidates: Candidates) -> tuple[Candidates, Array, Array]:
+    """Evaluate every candidate: with the values now, and their gradients, taken as 0 where not finite."""
+    candidates, at = look(problem, candidates)
+    network, gradient = _pull(problem, candidates.network, at, dual_vector(at.output, dual_exponent(problem.q)))
+    sound = jnp.all(jnp.isfinite(gradient), axis=-1, keepdims=True)
+    seen = vector_norm(at.output, problem.q)
+    return candidates._replace(network=network), seen, jnp.where(sound, gradient, 0)
+
+
+def _pull(problem: Problem, network: Any, at: Evaluation, cotangents: Array) -> tuple[Any, Array]:
+    rows, _, asked = oracle.pullback(network or problem.source, at, cotangents)
+    return _kept(network, asked), rows
+
+
+def _kept(network: Any, asked: Any) -> Any:
+    return None if network is None else asked
+
+
+def _best_response(problem: Problem, gradient: Array) -> Array:
+    """The candidate that a linear function with these gradients is largest at."""
+    return maximise_linear(gradient, problem.eps, problem.p, *problem.box)
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientStarts:
+    """The best responses to the gradients of w . f at x, for random w; for w = 1 and w = -1 where K = 1."""
+
+    count: int
+
+    def queries(self, input_dim: int, output_dim: int) -> tuple[int, int]:
+        return 0, self.count
+
+    def __call__(self, problem: Problem, network: Any, key: Key[Array, ""]) -> tuple[Any, Array]:
+        output = problem.base.output
+        w = jax.random.normal(key, (*output.shape[:-1], self.count, problem.output_dim), output.dtype)
+        if problem.output_dim == 1:
+            w = jnp.broadcast_to(jnp.where(jnp.arange(self.count) % 2, -1, 1).astype(w.dtype)[:, None], w.shape)
+        network, rows = _pull(problem, network, problem.base, w)
+        return network, _best_response(problem, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomStarts:
+    """Random points of the ball's boundary: uniform directions, and for every other one a random best response."""
+
+    count: int
+
+    def queries(self, input_dim: int, output_dim: int) -> tuple[int, int]:
+        return 0, 0
+
+    def __call__(self, problem: Problem, network: Any, key: Key[Array, ""]) -> tuple[Any, Array]:
+        output = problem.base.output
+        directions = jax.random.normal(key, (*output.shape[:-1], self.count, problem.input_dim), output.dtype)
+        inside = directions / vector_norm(directions, problem.p)[..., None] * problem.eps
+        inside = inside if problem.box[0] is None else jnp.clip(inside, *problem.box)
+        corner = (jnp.arange(self.count) % 2 == 0)[:, None]
+        return network, jnp.where(corner, _best_response(problem, directions), inside)
+
+
+@dataclasses.dataclass(frozen=True)
+class Vertices:
+    """The best `count` of the 2 d vertices of the l1 ball, exact on the linear region of x if it holds the ball.
+
+    All are scored, save by a matrix-free network: there those of the `columns` of J with the largest norm.
+    """
+
+    count: int
+    columns: int = 16
+
+    def queries(self, input_dim: int, output_dim: int) -> tuple[int, int]:
+        return 2 * min(self.columns, input_dim), output_dim
+
+    def __call__(self, problem: Problem, network: Any, key: Key[Array, ""]) -> tuple[Any, Array]:
+        output, d, K = problem.base.output, problem.input_dim, problem.output_dim
+        points = output.shape[:-1]
+        columns = jnp.broadcast_to(jnp.arange(d), (*points, d))
+        if network is not None:
+            network, jacobian = _pull(problem, network, problem.base, jnp.broadcast_to(jnp.eye(K), (*points, K, K)))
+            norms = vector_norm(jnp.swapaxes(jacobian, -1, -2), problem.q)
+            columns = jax.lax.top_k(norms, min(self.columns, d))[1]
+        signed = jnp.concatenate([columns, columns + d], axis=-1)  # d more stands for the other sign
+
+        def vertices(signed):
+            sign = jnp.where(signed < d, 1, -1)[..., None].astype(output.dtype)
+            return _best_response(problem, sign * jax.nn.one_hot(signed % d, d, dtype=output.dtype))
+
+        def score(network, signed):
+            at = oracle.difference(network or problem.source, problem.base, vertices(signed))
+            return _kept(network, at.network), vector_norm(at.output, problem.q)
+
+        number = signed.shape[-1]
+        chunks = -(-number // _CHUNK)
+        each = -(-number // chunks)
+        padded = signed[..., jnp.minimum(jnp.arange(chunks * each), number - 1)]
+        network, scores = jax.lax.scan(score, network, jnp.moveaxis(padded.reshape(*points, chunks, each), -2, 0))
+        scores = jnp.moveaxis(scores, 0, -2).reshape(*points, chunks * each)[..., :number]
+        chosen = jax.lax.top_k(jnp.where(jnp.isfinite(scores), scores, -1), min(self.count, number))[1]
+        return network, vertices(jnp.take_along_axis(signed, chosen, axis=-1))
+
+
+# Rules: rule.memory(problem, candidates) before the first step, then at each step, of which `number` counts those by
+# this rule, rule(problem, candidates, seen, gradient, memory, number) -> (eta, memory).
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerMethod:
+    """Go from each candidate to the best response to its gradient: the generalised power method, FGSM as one step."""
+
+    steps: int
+
+    def memory(self, problem: Problem, candidates: Candidates) -> Any:
+        return ()
+
+    def __call__(self, problem: Problem, candidates: Candidates, seen, gradient, memory, number):
+        moves = jnp.any(gradient != 0, axis=-1, keepdims=True)
+        return jnp.where(moves, _best_response(problem, gradient), candidates.eta), memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Ascent:
+    """Projected ascent with momentum, from the best of each candidate, whose steps shrink by the schedule of APGD.
+
+    eta <- P(eta + 3/4 (P(eta + r g) - eta) + 1/4 (eta - eta_before)), g the gradient over its 2-norm (p < 2) or the
+    steepest direction of the p-norm, P the Euclidean projection. r begins at 2 eps; at each checkpoint it is halved,
+    with a return to the best, where fewer than three steps in four rose, or where neither r nor the best had changed.
+
+    Source: Croce and Hein 2020, "Reliable evaluation of adversarial robustness" (the schedule).
+    """
+
+    steps: int
+
+    def memory(self, problem: Problem, candidates: Candidates) -> Any:
+        eta, value = candidates.eta, candidates.value
+        size = jnp.broadcast_to(2 * problem.eps, value.shape)
+        return eta, value, size, jnp.zeros(value.shape, jnp.int32), (size, value - 1)
+
+    def __call__(self, problem: Problem, candidates: Candidates, seen, gradient, memory, number):
+        (before, last, size, rises, settled), eta, value = memory, candidates.eta, candidates.value
+        first, interval = number == 0, jnp.asarray(_intervals(self.steps))[number]
+        before, last = jnp.where(first, eta, before), jnp.where(first, seen, last)
+        rises = jnp.where(seen > last, rises + 1, rises)
+        stuck = (settled[0] == size) & (settled[1] == value)
+        halve = (interval > 0) & ((4 * rises < 3 * interval) | stuck)
+        settled = tuple(jnp.where(interval > 0, *pair) for pair in ((size, settled[0]), (value, settled[1])))
+        size, rises = jnp.where(halve, size / 2, size), jnp.where(interval > 0, 0, rises)
+        moved = self._project(problem, eta + size[..., None] * dual_vector(gradient, max(problem.p, 2.0)))
+        moved = self._project(problem, eta + 0.75 * (moved - eta) + 0.25 * (eta - before))
+        back = (halve | (first & ~(seen >= value)))[..., None]
+        moved, before = jnp.where(back, candidates.best, moved), jnp.where(back, candidates.best, eta)
+        return moved, (before, seen, size, rises, settled)
+
+    def _project(self, problem: Problem, eta: Array) -> Array:
+        return project(eta, problem.eps, problem.p, *problem.box)
+
+
+def _intervals(steps: int) -> np.ndarray:
+    """For each step the number of steps since the last checkpoint if it is one, else 0."""
+    intervals, last, fraction, length = np.zeros(steps, np.int32), 0, 0.22, 0.22
+    while (end := math.ceil(fraction * steps)) < steps:
+        if end > last:
+            intervals[end], last = end - last, end
+        length = max(length - 0.03, 0.06)
+        fraction += length
+    return intervals

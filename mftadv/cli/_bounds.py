@@ -1,0 +1,186 @@
+"""`mftadv bounds`: the adversarial loss of random networks against its bounds."""
+
+import dataclasses
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+
+from mftadv import report, sweep
+from mftadv.cli import _options
+from mftadv.compare import judge
+from mftadv.data import load_inputs
+from mftadv.experiments import bounds
+from mftadv.spec import NetworkSpec, check_exponent
+
+_AFFORDABLE = 6 * 10**9  # the cost, in random numbers drawn, of a run that names no number of networks
+_MOST, _LEAST = 64, 4  # networks of such a run
+_BATCH = 2 * 10**7  # the cost of a chunk of networks
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds(_options.NetworkOptions):
+    """Attack random networks, and hold the adversarial loss against eps |J(x)| and the bound of each kind.
+
+    The first part runs over p, q and eps at the inputs; the second, over gaussian inputs of mean square 1, shows what
+    the dimensions do: over --dims with the K of --output-dim, and over --outputs with the first d of --dims, at q = 2.
+
+    Exit status: 0 when every claim that should hold holds (or is underpowered), 1 when one fails, 2 for bad usage,
+    3 when the machine fails (memory, disk).
+    """
+
+    output_dim: int = 4
+    """Number of outputs K."""
+    p: tuple[float, ...] = (1.0, 2.0, math.inf)
+    """Exponents of the perturbation's norm."""
+    q: tuple[float, ...] = (1.0, 2.0, math.inf)
+    """Exponents of the output's norm."""
+    eps: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0, 3.0)
+    """Sizes of the perturbation in its p-norm; the second part takes the smallest."""
+    dims: tuple[int, ...] = (16, 64, 256)
+    """Input dimensions d of the second part."""
+    outputs: tuple[int, ...] = (1, 4, 16)
+    """Output dimensions K of the second part."""
+    attack: Literal["default", "thorough"] = "default"
+    """How hard to attack; a matrix-free network, whose cost grows like the square, gets one start and 12 steps."""
+
+    def __call__(self, console: Console) -> int:
+        with jax.enable_x64(self.x64):
+            return _bounds(self, console)
+
+
+class _Run(NamedTuple):
+    """One program: networks attacked at some inputs, in one pair of norms, at all sizes."""
+
+    parts: tuple[str, ...]  # of the results that it belongs to
+    spec: NetworkSpec
+    xs: np.ndarray
+    sizes: tuple[float, ...]
+    p: float
+    q: float
+
+
+def _bounds(args: Bounds, console: Console) -> int:
+    _check(args)
+    setup = _options.prepare(args, "bounds")
+    runs = list(_runs(args, setup))
+    main = runs[0]
+    rooms = (
+        bounds.capacity(run.spec, len(run.xs), bounds.attack_for("matrix_free", args.attack, run.p)) for run in runs
+    )
+    room = tuple(max(side) for side in zip(*rooms, strict=True))
+    console.print(f"inputs    {escape(setup.data.preprocessing)}")
+    engine, cost = _options.choose_engine(console, args.engine, setup.spec, room)
+    total = sum(len(run.sizes) for run in runs) * cost
+    num_networks = args.networks or int(min(_MOST, max(_LEAST, _AFFORDABLE // total)))
+    batch_size = max(1, min(num_networks, int(_BATCH // cost)))
+    console.print(_options.describe(setup.spec, num_networks))
+    console.print(
+        f"plan      {len(runs)} programs, one for each p, q and shape: {len(args.p) * len(args.q)} at the inputs, "
+        f"{len(runs) - len(args.p) * len(args.q)} over d and K; chunks of {batch_size} networks"
+    )
+    if args.dry_run:
+        return 0
+
+    def compiled(run: _Run) -> sweep.Draws:
+        with jax.enable_x64(args.x64):  # which belongs to a thread
+            statistic = bounds.Statistic(run.p, run.q, bounds.attack_for(engine, args.attack, run.p), engine)
+            operands = jnp.asarray(run.xs, float), jnp.asarray(run.sizes, float)
+            return sweep.draws(
+                statistic, setup.key, run.spec, *operands, num_networks=num_networks, batch_size=batch_size
+            )
+
+    start, samples = time.perf_counter(), []
+    pool = ThreadPoolExecutor(max_workers=2)  # programs are compiled while others run
+    try:
+        programs = [pool.submit(compiled, run) for run in runs]
+        with _options.progress_bar(console) as progress:
+            task = progress.add_task("", total=len(runs) * num_networks)
+            for run, program in zip(runs, programs, strict=True):
+                name = (
+                    f"{bounds.exponent(run.p)}->{bounds.exponent(run.q)} d={run.spec.input_dim} K={run.spec.output_dim}"
+                )
+                progress.update(task, description=f"compiling {name}")
+                draws = program.result()
+                progress.update(task, description=f"attacking {name}")
+                samples.append(_options.collect(draws, lambda done: progress.advance(task, done)))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    seconds = time.perf_counter() - start
+
+    cells, claims = [], []
+    for run, sample in zip(runs, samples, strict=True):
+        arguments = (run.spec, run.xs, run.sizes, run.p, run.q, sample)
+        cells += [{"parts": run.parts, **cell} for cell in bounds.cells(*arguments)]
+        claims += bounds.claims(*arguments)
+    judged = judge([claim for group in claims for claim in group.values()], _options.FAMILY_ERROR)
+    verdicts = iter(judged)
+    for cell, group in zip(cells, claims, strict=True):
+        cell["verdicts"] = {kind: next(verdicts).verdict for kind in group}
+    for part, varied in (("inputs", "eps"), ("d", "d"), ("K", "K")):
+        rows = [cell for cell in cells if part in cell["parts"]]
+        fixed = ", ".join(f"{name}={rows[0][name]:g}" for name in ("eps", "d", "K") if name != varied)
+        console.print()
+        console.print(
+            report.bounds_table(f"{'the inputs' if part == 'inputs' else 'gaussian inputs'}, {fixed}", rows, varied)
+        )
+    record = {
+        "certificate": _options.certificate(args, setup, num_networks, engine, batch_size),
+        "seconds": {"compile": sum(program.result().compile_seconds for program in programs), "run": seconds},
+        "programs": len(runs),
+        "family_error": _options.FAMILY_ERROR,
+        "cells": cells,
+        "claims": [judgement.as_dict() for judgement in judged],
+    }
+    title = (
+        f"{main.spec.block}, N={main.spec.width}, L={main.spec.depth}, {num_networks} networks, "
+        f"attack on {len(main.xs)} inputs"
+    )
+    panels = report.loss_figure(f"{title}, d={main.spec.input_dim}, K={main.spec.output_dim}", cells)
+    dimensions = report.dimensions_figure(f"{title}, gaussian inputs, eps={min(args.eps):g}, q=2", cells)
+    figures = {"loss.png": panels, "dimensions.png": dimensions}
+    files = {name: lambda path, figure=figure: figure.savefig(path, dpi=130) for name, figure in figures.items()}
+    return _options.finish(console, args, setup.out, record, judged, files)
+
+
+def _check(args: Bounds) -> None:
+    for name, values in (
+        ("p", args.p),
+        ("q", args.q),
+        ("eps", args.eps),
+        ("dims", args.dims),
+        ("outputs", args.outputs),
+    ):
+        if not values:
+            raise ValueError(f"{name}: expected at least one number, got none")
+    for name, values in (("p", args.p), ("q", args.q)):
+        for value in values:
+            check_exponent(name, value)
+    if bad := [eps for eps in args.eps if not 0 < eps < math.inf]:
+        raise ValueError(f"eps: expected finite numbers > 0, got {bad[0]}")
+    for name, values in (("dims", args.dims), ("outputs", args.outputs)):
+        if min(values) < 1:
+            raise ValueError(f"{name}: expected positive integers, got {min(values)}")
+
+
+def _runs(args: Bounds, setup: _options.Setup) -> Iterator[_Run]:
+    sizes = tuple(sorted(args.eps))
+    for p, q in itertools.product(args.p, args.q):
+        yield _Run(("inputs",), setup.spec, setup.data.values, sizes, p, q)
+    first = args.dims[0]
+    shapes: dict[tuple[int, int], tuple[str, ...]] = {(d, args.output_dim): ("d",) for d in args.dims}
+    for K in args.outputs:
+        shapes[first, K] = (*shapes.get((first, K), ()), "K")
+    for (d, K), parts in shapes.items():
+        xs = load_inputs("gaussian", args.inputs, args.seed, input_dim=d).values
+        spec = dataclasses.replace(setup.spec, input_dim=d, output_dim=K)
+        for p in args.p:
+            yield _Run(parts, spec, xs, sizes[:1], p, 2.0)

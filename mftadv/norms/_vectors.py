@@ -1,0 +1,240 @@
+"""Vectors and lp balls: norms, maximisers of linear forms, projections."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from mftadv.spec import check_exponent, concrete
+
+# beyond these, one for every factor e between the slopes 1 and p - 1 at which Newton's method starts and ends
+NEWTON_STEPS = 3
+
+
+def vector_norm(x: Float[Array, "*rows n"], p: float) -> Float[Array, "*rows"]:
+    """|x|_p = (sum_j |x_j|^p)^(1/p) along the last axis, scaled by the largest entry so that no power overflows.
+
+    Its derivative, also by an entry that is 0, is 0 where there is none.
+
+    Args:
+        x: a vector [n], or rows of them.
+        p: the exponent, in [1, inf].
+
+    Returns:
+        The norm of each row.
+
+    Raises:
+        ValueError: `p` is not a number in [1, inf].
+
+    Source: definition.
+    """
+    p = check_exponent("p", p)
+    x = x * jax.lax.stop_gradient(jnp.sign(x))  # |x|, of derivative 0 at 0, where that of `abs` is 1
+    if p == math.inf:
+        return jnp.max(x, axis=-1)
+    # The norm does not depend on the unit, so neither need its derivative.
+    unit = jax.lax.stop_gradient(_unit(x))
+    total = jnp.sum((x / unit) ** p, axis=-1)
+    root = jnp.where(total == 0, 1, total) ** (1 / p)  # both branches of a `where` are differentiated
+    return unit[..., 0] * jnp.where(total == 0, 0, root)
+
+
+def dual_vector(g: Float[Array, "*rows n"], p: float) -> Float[Array, "*rows n"]:
+    """The maximiser of <g, eta> over |eta|_p <= 1 along the last axis, where <g, eta> = |g|_{p*}.
+
+    eta = sign(g) |g|^(p*-1) / | |g|^(p*-1) |_p for 1 < p < inf; sign(g) for p = inf; the signed coordinate vector at
+    the (first) largest |g_j| for p = 1.
+
+    Args:
+        g: a vector [n], or rows of them.
+        p: exponent of the ball, in [1, inf].
+
+    Returns:
+        eta, of norm |eta|_p = 1; 0 where g = 0.
+
+    Raises:
+        ValueError: `p` is not a number in [1, inf].
+
+    Source: the case of equality in Hoelder's inequality.
+    """
+    p, size = check_exponent("p", p), jnp.abs(g)
+    if p == math.inf:
+        return jnp.sign(g)
+    if p == 1:
+        return jnp.sign(g) * jax.nn.one_hot(jnp.argmax(size, axis=-1), g.shape[-1], dtype=g.dtype)
+    power = (size / _unit(size)) ** (1 / (p - 1))
+    norm = vector_norm(power, p)[..., None]
+    return jnp.sign(g) * power / jnp.where(norm == 0, 1, norm)
+
+
+def maximise_linear(
+    g: Float[Array, "*rows n"],
+    radius: Float[ArrayLike, "*#rows"],
+    p: float,
+    lower: Float[ArrayLike, "..."] | None = None,
+    upper: Float[ArrayLike, "..."] | None = None,
+) -> Float[Array, "*rows n"]:
+    """The maximiser of <g, eta> over |eta|_p <= radius and lower <= eta <= upper.
+
+    eta_j = clip(mu sign(g_j) |g_j|^(p*-1), lower_j, upper_j) for 1 < p < inf, with the mu that spends the radius;
+    clip(radius sign(g_j), lower_j, upper_j) for p = inf; for p = 1 the coordinates are filled in the order of |g_j|.
+    Without a box it is radius times `dual_vector(g, p)`. Where g_j = 0, eta_j = 0.
+
+    Args:
+        g: a vector [n], or rows of them.
+        radius: of the ball, >= 0; one for all or one for each row.
+        p: exponent of the ball, in [1, inf].
+        lower: the box from below, <= 0, of any shape that broadcasts to that of g; None is -inf.
+        upper: the box from above, >= 0, likewise; None is inf.
+
+    Returns:
+        eta, inside the box exactly and inside the ball up to rounding.
+
+    Raises:
+        ValueError: `p` is not a number in [1, inf]; a concrete radius < 0, or a box without 0.
+
+    Source: the conditions of Karush, Kuhn and Tucker; ours.
+    """
+    p = check_exponent("p", p)
+    radius, box = _ball(g, radius), _box(g, lower, upper)
+    if box is None:
+        return radius * dual_vector(g, p)
+    # Along sign(g) and in units of the radius, beyond which no coordinate can go.
+    room = jnp.minimum(jnp.where(g < 0, -box[0], box[1]) / jnp.where(radius > 0, radius, 1), 1)
+    if p == math.inf:
+        size = room
+    elif p == 1:
+        order = jnp.argsort(-jnp.abs(g), axis=-1)
+        filled = jnp.take_along_axis(room, order, axis=-1)
+        spent = jnp.cumulative_sum(filled, axis=-1, include_initial=True)[..., :-1]
+        filled = jnp.clip(1 - spent, 0, filled)
+        size = jnp.put_along_axis(room, order, filled, axis=-1, inplace=False)
+    else:
+        # A coordinate that exceeds its room while the radius is spent on all that are free fills it in the solution,
+        # where mu is larger. So the full ones only grow in number: at most n passes, a handful in practice.
+        def spend(full):
+            rest = jnp.maximum(1 - jnp.sum(jnp.where(full, room, 0) ** p, axis=-1, keepdims=True), 0) ** (1 / p)
+            return full, jnp.where(full, room, rest * jnp.abs(dual_vector(jnp.where(full, 0, g), p)))
+
+        none = jnp.zeros(g.shape, bool)
+        _, size = jax.lax.while_loop(
+            lambda state: jnp.any(state[1] > room), lambda state: spend(state[0] | (state[1] > room)), spend(none)
+        )
+    return jnp.clip(jnp.sign(g) * size * radius, *box)
+
+
+def project(
+    x: Float[Array, "*rows n"],
+    radius: Float[ArrayLike, "*#rows"],
+    p: float,
+    lower: Float[ArrayLike, "..."] | None = None,
+    upper: Float[ArrayLike, "..."] | None = None,
+) -> Float[Array, "*rows n"]:
+    """The point nearest to x, in Euclidean distance, of {|eta|_p <= radius, lower <= eta <= upper}.
+
+    eta_j = clip(y_j, lower_j, upper_j) where |y_j| + lambda p |y_j|^(p-1) = |x_j| (for p = 1,
+    |y_j| = max(|x_j| - lambda, 0)) with y_j of the sign of x_j, and the smallest lambda >= 0 for which |eta|_p fits.
+    p = inf clips; p = 2 is `maximise_linear(x, ...)` where x is outside; else lambda is bisected to rounding.
+
+    Args:
+        x: a vector [n], or rows of them.
+        radius: of the ball, >= 0; one for all or one for each row.
+        p: exponent of the ball, in [1, inf].
+        lower: the box from below, <= 0, of any shape that broadcasts to that of x; None is -inf.
+        upper: the box from above, >= 0, likewise; None is inf.
+
+    Returns:
+        eta, inside the box exactly and inside the ball up to rounding; x itself where x is inside both.
+
+    Raises:
+        ValueError: `p` is not a number in [1, inf]; a concrete radius < 0, or a box without 0.
+
+    Source: the conditions of Karush, Kuhn and Tucker; for p = 1 Duchi et al. 2008; the box and other p are ours.
+    """
+    p = check_exponent("p", p)
+    radius, box = _ball(x, radius), _box(x, lower, upper)
+    boxed = x if box is None else jnp.clip(x, *box)
+    if p == math.inf:
+        return jnp.clip(boxed, -radius, radius)
+    eta = maximise_linear(x, radius[..., 0], p, lower, upper) if p == 2 else _shrink(x, boxed, radius, p)
+    # A hair inside, so that its norm, summed again in another order, is not found outside.
+    norm, most = vector_norm(eta, p)[..., None], radius * (1 - 2 * jnp.finfo(x.dtype).eps)
+    eta = eta * jnp.minimum(most / jnp.where(norm > 0, norm, 1), 1)
+    return jnp.where(vector_norm(boxed, p)[..., None] <= radius, boxed, eta)
+
+
+def _shrink(x: Array, boxed: Array, radius: Array, p: float) -> Array:
+    """The projection of an x outside, for p other than 2 and inf; `boxed` is x inside the box, `radius` a column.
+
+    In units of the largest |x_j|. Bisected is a scalar k with which all sizes |eta_j| grow.
+    """
+    size, unit = jnp.abs(x), _unit(jnp.abs(x))
+    radius, room = radius / unit, jnp.abs(boxed) / unit
+    precision = jnp.finfo(x.dtype)
+    if p == 1:
+        # k is the largest |y_j|: far outside, a small one would be lost in a difference |x_j| - lambda.
+        behind = (unit - size) / unit
+        low, high = radius / x.shape[-1], jnp.ones_like(radius)
+
+        def sizes(k):
+            return jnp.clip(k - behind, 0, room)
+    else:
+        # y + mu y^(p-1) = a is solved for v = ln y, in which its logarithm is convex with slopes between 1 and p - 1:
+        # Newton's method from above never passes the root. mu = k^-degree, so that k stays near 1.
+        size = size / unit
+        log_size = jnp.log(jnp.where(size == 0, 1, size))
+        degree = max(1.0, p - 1)
+        newton_steps = NEWTON_STEPS + math.ceil(abs(math.log(p - 1)))
+        # y <= (a / mu)^(1/(p-1)) shows a mu at which eta fits, y >= a - mu a^(p-1) one at which it does not.
+        low = (radius / vector_norm(size ** (1 / (p - 1)), p)[..., None]) ** min(1.0, p - 1)
+        high = precision.eps * vector_norm(room, p) / vector_norm(size ** (p - 1), p)
+        high = jnp.where(high == 0, 1, high)[..., None] ** (-1 / degree)
+
+        def sizes(k):
+            log_mu = -degree * jnp.log(k)
+
+            def newton(_, v):
+                bend = log_mu + (p - 2) * v
+                return v - (v + jax.nn.softplus(bend) - log_size) / (1 + (p - 2) * jax.nn.sigmoid(bend))
+
+            start = jnp.minimum(log_size, (log_size - log_mu) / (p - 1))
+            return jnp.minimum(jnp.exp(jax.lax.fori_loop(0, newton_steps, newton, start)), room)
+
+    def halve(_, bracket):
+        low, high = bracket
+        middle = jnp.sqrt(low) * jnp.sqrt(high)
+        fits = vector_norm(sizes(middle), p)[..., None] <= radius
+        return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
+
+    low, _ = jax.lax.fori_loop(0, precision.nmant + 8, halve, (jnp.maximum(low, precision.tiny), high))
+    return jnp.sign(x) * jnp.minimum(sizes(low) * unit, jnp.abs(boxed))
+
+
+def _unit(size: Array) -> Array:
+    """The largest of each row of absolute values as a column [*rows, 1], 1 where it cannot be divided by."""
+    largest = jnp.max(size, axis=-1, keepdims=True)
+    return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+
+
+def _ball(x: Array, radius: ArrayLike) -> Array:
+    """The radius of each row as a column [*rows, 1]."""
+    known = concrete(radius)
+    if known is not None and np.any(known < 0):
+        raise ValueError(f"radius: expected a number >= 0, got {radius!r}")
+    return jnp.broadcast_to(jnp.asarray(radius, x.dtype), x.shape[:-1])[..., None]
+
+
+def _box(x: Array, lower: ArrayLike | None, upper: ArrayLike | None) -> tuple[Array, Array] | None:
+    """The box with the shape of x; None where there is none."""
+    if lower is None and upper is None:
+        return None
+    bounds = []
+    for name, bound, side in (("lower", lower, -1), ("upper", upper, 1)):
+        bound = side * math.inf if bound is None else bound
+        known = concrete(bound)
+        if known is not None and np.any(side * known < 0):
+            raise ValueError(f"{name}: expected a box around 0, got {bound!r}")
+        bounds.append(jnp.broadcast_to(jnp.asarray(bound, x.dtype), x.shape))
+    return bounds[0], bounds[1]
