@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: validate test lint bench clean
+.PHONY: validate bounds test lint bench clean
 
 validate: $(VENV)/.cli
 	$(BIN)/mftadv validate
+
+bounds: $(VENV)/.cli
+	$(BIN)/mftadv bounds
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto

@@ -75,15 +75,12 @@ def dense_gaussian(noise: Float[Array, " T"], shape: tuple[int, int], variance: 
 
 
 class _Side(NamedTuple):
-    """What one side of a matrix was asked, and what it answered: the inputs of W, or those of W^T.
-
-    The counts are Python integers for as long as the program alone decides them.
-    """
+    """What one side of a matrix was asked, and what it answered: the inputs of W, or those of W^T."""
 
     directions: Any  # [C, n], orthonormal rows; those not in use are 0
     images: Any  # [C, m]; those not in use hold the fresh Gaussian vectors that will make them
-    asked: Any = 0  # vectors so far
-    kept: Any = 0  # rows in use: a vector in the span of earlier ones takes none
+    kept: Any  # rows in use: a vector in the span of earlier ones takes none
+    asked: Any = 0  # vectors so far, a Python integer for as long as the program alone decides it
 
 
 @jax.tree_util.register_dataclass
@@ -150,8 +147,9 @@ def matrix_free_gaussian(
         capacity: how many directions `matvec` and `rmatvec` have room for; beyond n and m none is needed.
     """
     (m, n), (C, D) = shape, _room(shape, capacity)
-    inputs = _Side(jnp.zeros((C, n), noise.dtype), noise[: C * m].reshape(C, m))
-    outputs = _Side(jnp.zeros((D, m), noise.dtype), noise[C * m :].reshape(D, n))
+    none = jnp.zeros((), jnp.int32)
+    inputs = _Side(jnp.zeros((C, n), noise.dtype), noise[: C * m].reshape(C, m), none)
+    outputs = _Side(jnp.zeros((D, m), noise.dtype), noise[C * m :].reshape(D, n), none)
     return MatrixFree(jnp.sqrt(jnp.asarray(variance, noise.dtype)), inputs, outputs)
 
 
@@ -192,14 +190,16 @@ def _ask(name: str, side: _Side, other: _Side, v: Array) -> tuple[_Side, Array, 
     learnt = _Side(
         _add_rows(side.directions, places, fresh),
         _add_rows(side.images, places, correction),
-        side.asked + count,
         jnp.minimum(kept, room),
+        side.asked + count,
     )
     return learnt, product.reshape(*v.shape[:-1], -1), kept <= room
 
 
 def _rows_at(buffer: Array, places: Array) -> Array:
-    """Rows of a buffer; beyond the end the last."""
+    """Rows of a buffer; beyond the end the last, or 0 where there is none."""
+    if not len(buffer):
+        return jnp.zeros((len(places), buffer.shape[1]), buffer.dtype)
     if len(places) == 1:  # a slice, which compilers fuse where they do not fuse a gather
         return jax.lax.dynamic_slice_in_dim(buffer, places[0], 1)
     return buffer.at[places].get(mode="clip")
@@ -207,7 +207,7 @@ def _rows_at(buffer: Array, places: Array) -> Array:
 
 def _add_rows(buffer: Array, places: Array, rows: Array) -> Array:
     """The buffer with rows added where there is room."""
-    if len(places) == 1:
+    if len(places) == 1 and len(buffer):
         row = _rows_at(buffer, places) + jnp.where(places < len(buffer), rows, 0)
         return jax.lax.dynamic_update_slice_in_dim(buffer, row, places[0], 0)
     return buffer.at[places].add(rows, mode="drop")

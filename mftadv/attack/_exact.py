@@ -13,8 +13,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jaxtyping import ArrayLike, Float
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import LinearConstraint, milp
 
+from mftadv.matrices import DenseMatrix, Matrix
 from mftadv.network import Network
 
 __all__ = ["ExactLoss", "exact_adversarial_loss"]
@@ -88,25 +89,25 @@ def exact_adversarial_loss(net: Network, x: Float[ArrayLike, " d"], eps: float, 
 
 
 def _check(net: Network, x: ArrayLike, eps: float, p: float, q: float) -> np.ndarray:
-    """x [d] in float64, once all arguments are what they should be."""
-    if not isinstance(net, Network) or not net.is_dense:
-        raise ValueError(f"net: expected a dense Network, got {'another' if isinstance(net, Network) else type(net).__name__}")
-    spec = net.spec
-    d, N, L = spec.input_dim, spec.width, spec.depth
-    if np.shape(net.frozen.embedding.entries) != (N, d) or np.ndim(spec.positive_slope) + np.ndim(spec.negative_slope):
-        raise ValueError(f"net: expected one network, got a batch, of embeddings {list(np.shape(net.frozen.embedding.entries))}")
+    """The input [d] in float64, once all arguments are what they should be."""
+    if not isinstance(net, Network):
+        raise ValueError(f"net: expected a Network, got {type(net).__name__}")
+    d, N, L = net.spec.input_dim, net.spec.width, net.spec.depth
+    ndims = _entries(net.frozen.embedding).ndim, np.ndim(net.spec.positive_slope), np.ndim(net.spec.negative_slope)
+    if ndims != (2, 0, 0):
+        raise ValueError(f"net: expected one network, got an embedding and slopes of {ndims} dimensions")
     if N * L > MAX_NEURONS or d > MAX_INPUTS:
         raise ValueError(f"net: expected width * depth <= {MAX_NEURONS} and d <= {MAX_INPUTS}, got {N} * {L} and {d}")
     if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(net)):
-        raise ValueError("net: expected finite entries, got others")
+        raise ValueError("net: expected finite entries, got inf or nan")
     for name, exponent in (("p", p), ("q", q)):
         if exponent not in (1, math.inf):
             raise ValueError(f"{name}: expected 1 or inf, got {exponent!r}")
-    if not (np.isfinite(eps) and eps >= 0):
+    if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"eps: expected a finite number >= 0, got {eps!r}")
     x = np.asarray(x, np.float64)
     if x.shape != (d,) or not np.all(np.isfinite(x)):
-        raise ValueError(f"x: expected {d} finite numbers, got {x if x.shape == (d,) else f'shape {list(x.shape)}'}")
+        raise ValueError(f"x: expected finite numbers [{d}], got {x.tolist() if x.ndim == 1 else list(x.shape)}")
     return x
 
 
@@ -132,21 +133,29 @@ class _Layers(NamedTuple):
         return np.where(moved, self.phi(after) - self.phi(before), np.where(after >= 0, self.u, self.v) * dz)
 
 
+def _entries(matrix: Matrix) -> np.ndarray:
+    if not isinstance(matrix, DenseMatrix):
+        raise ValueError(f"net: expected dense matrices, got {type(matrix).__name__}")
+    return np.asarray(matrix.entries, np.float64)
+
+
 def _layers(net: Network, x: np.ndarray, eps: float) -> _Layers:
-    host = lambda values: np.asarray(values, np.float64)  # noqa: E731
     spec, params, frozen = net.spec, net.params, net.frozen
-    signs = [host(sign) for sign in frozen.signs] or [np.ones(spec.width)] * spec.depth
-    weights = [host(matrix.entries) for matrix in params.weights]
-    u, v = float(spec.positive_slope), float(spec.negative_slope)
-    shortcut = float(spec.has_shortcut)
     layers = _Layers(
-        host(frozen.embedding.entries), weights, signs, host(frozen.readout.entries), u, v, shortcut, []
+        embedding=_entries(frozen.embedding),
+        weights=[_entries(weight) for weight in params.weights],
+        signs=[np.asarray(sign, np.float64) for sign in frozen.signs] or [np.ones(spec.width)] * spec.depth,
+        readout=_entries(frozen.readout),
+        u=float(spec.positive_slope),
+        v=float(spec.negative_slope),
+        shortcut=float(spec.has_shortcut),
+        preactivations=[],
     )
     h = layers.embedding @ x
-    for weight, bias, sign in zip(weights, params.biases, signs, strict=True):
-        z = weight @ h + host(bias)
+    for weight, bias, sign in zip(layers.weights, params.biases, layers.signs, strict=True):
+        z = weight @ h + np.asarray(bias, np.float64)
         layers.preactivations.append(z / eps)
-        h = shortcut * h + sign * layers.phi(z)
+        h = layers.shortcut * h + sign * layers.phi(z)
     return layers
 
 
@@ -211,14 +220,15 @@ class _Program:
         scale = scale or self._interval(row) + self._interval(-row) or 1.0
         integrality = np.zeros(len(row))
         integrality[self.first_b : -1] = integral
-        options = {"mip_rel_gap": 10 * TOLERANCE, "mip_abs_gap": 0.0, "mip_feasibility_tolerance": TOLERANCE}
-        options |= {"primal_feasibility_tolerance": TOLERANCE, "dual_feasibility_tolerance": TOLERANCE}
+        # At this size presolve saves no time, and undoing it costs accuracy.
+        options = {"presolve": False, "mip_rel_gap": 10 * TOLERANCE, "mip_abs_gap": 0.0}
+        options |= {f"{kind}_feasibility_tolerance": TOLERANCE for kind in ("primal", "dual", "mip")}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Unrecognized options detected", RuntimeWarning)  # HiGHS knows them
             solution = milp(
                 -row / scale,
                 integrality=integrality,
-                bounds=Bounds(self.low, self.high),
+                bounds=(self.low, self.high),
                 constraints=[LinearConstraint(np.stack(self.rows), ub=0)] if self.rows else [],
                 options=options,
             )
