@@ -167,7 +167,9 @@ def attack(network: TorchNetwork, x: torch.Tensor, eps: float, steps: int, apply
         return torch.maximum(best, (apply(network, x + eta) - base).norm(dim=-1)), eta
 
 
-def each(function: Callable[[TorchNetwork, torch.Tensor], Answer], networks: TorchNetwork, x: torch.Tensor) -> Answer:
+def each(
+    function: Callable[[TorchNetwork, torch.Tensor], tuple[torch.Tensor, ...]], networks: TorchNetwork, x: torch.Tensor
+) -> Answer:
     """A Python loop over networks."""
     answers = []
     for i in range(len(networks.embedding)):

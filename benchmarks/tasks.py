@@ -190,7 +190,7 @@ def width_without_matrices(quick: bool) -> Benchmark:
     probe = normal_probe(FAST_KEY, (_matrix_free_normals(largest),))
     contenders.append(Contender(draw, probe.run))
     memory = programs[sizes[0]].memory_analysis()
-    mebibytes = (memory.temp_size_in_bytes + memory.output_size_in_bytes) // 2**20
+    mebibytes = (memory.temp_size_in_bytes + memory.output_size_in_bytes) // 2**20 if memory else 0
     width, depth = sizes[-1][0], sizes[0][1]
     growth = {
         "N": {names[size]: size[0] for size in sizes if size[1] == depth},

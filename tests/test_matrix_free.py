@@ -13,7 +13,6 @@ import mftadv as mf
 from mftadv import network
 from mftadv.matrices import DenseMatrix, matrix_free_gaussian, noise_size
 from mftadv.network import Frozen, Network, Params
-from mftadv.spec import BLOCKS
 
 from . import reference
 from .test_network import as_reference
@@ -78,7 +77,11 @@ def conversation(matrix, verbs, inputs, cotangents):
             matrix, answer = matrix.rmatvec(g[rows])
             return matrix, (jnp.zeros_like(g), jnp.zeros_like(v).at[rows].set(answer))
 
-        ways = [lambda matrix, way=way, rows=rows: way(rows, matrix) for way in (forward, backward) for rows in (block, first)]
+        ways = [
+            lambda matrix, way=way, rows=rows: way(rows, matrix)
+            for way in (forward, backward)
+            for rows in (block, first)
+        ]
         return jax.lax.switch(verb, ways, matrix)
 
     matrix, answers = jax.lax.scan(ask, matrix, (verbs, inputs, cotangents))
@@ -116,7 +119,9 @@ def test_every_answer_is_that_of_the_matrix_read_off_at_the_end(shape, x64):
                 error = np.linalg.norm(answer - where * (asked_for @ of), axis=-1)
                 assert np.all(error <= atol * np.linalg.norm(asked_for, axis=-1))
             # as many directions as the questions span: what repeats takes no room
-            assert [int(k) for k in kept] == [np.linalg.matrix_rank(np.array([np.zeros(len(rows[0])), *rows]), tol=1e-4) for rows in asked]
+            assert [int(k) for k in kept] == [
+                np.linalg.matrix_rank(np.array([np.zeros(len(rows[0])), *rows]), tol=1e-4) for rows in asked
+            ]
             assert (int(end.inputs.kept), int(end.outputs.kept)) == (n, m)
             assert end.inputs.asked > n
             assert end.law_exact

@@ -5,7 +5,6 @@ answers belong to one story: a block of two inputs, then one input after the oth
 where the last Jacobian points.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -15,7 +14,6 @@ import pytest
 from scipy import stats
 
 import mftadv as mf
-from mftadv.matrices import MatrixFree
 
 from . import reference
 
