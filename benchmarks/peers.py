@@ -4,7 +4,9 @@ Every function takes a `TorchNetwork` and inputs, and returns J, a and f(x). On 
 there. Weights are shared with JAX where they can be, so that nobody reads other memory.
 """
 
+import importlib
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -165,6 +167,62 @@ def attack(network: TorchNetwork, x: torch.Tensor, eps: float, steps: int, apply
             eta = eta * (eps / eta.norm(dim=-1, keepdim=True)).clamp_max(1)
     with torch.no_grad():
         return torch.maximum(best, (apply(network, x + eta) - base).norm(dim=-1)), eta
+
+
+def torchattacks_pgd(network: TorchNetwork, x: torch.Tensor, eps: float, p: float, steps: int, restarts: int):
+    """Perturbations [restarts, d] by torchattacks, whose images lie in [0, 1] and whose loss is the cross entropy.
+
+    An image u stands for x + 4 eps (u - 1/2), so that [0, 1] never cuts; the logits 0 and |f(x + eta) - f(x)|_2 with
+    the label of the first have a cross entropy that grows with the second.
+    """
+    import torchattacks
+
+    class Model(torch.nn.Module):
+        def forward(self, images):
+            moved = _rows(network, x + 4 * eps * (images[:, 0, 0] - 0.5)) - _rows(network, x)
+            value = moved.norm(dim=-1)
+            return torch.stack([torch.zeros_like(value), value], dim=-1)
+
+    model = Model().to(DEVICE)
+    ball = {"eps": 0.25, "alpha": 0.05, "steps": steps} if p == 2 else {"eps": 0.25, "alpha": 0.0625, "steps": steps}
+    attack = (torchattacks.PGDL2 if p == 2 else torchattacks.PGD)(model, **ball)
+    images = torch.full((restarts, 1, 1, len(x)), 0.5, device=DEVICE)
+    labels = torch.zeros(restarts, dtype=torch.long, device=DEVICE)
+    return 4 * eps * (attack(images, labels)[:, 0, 0] - 0.5)
+
+
+def foolbox_pgd(network: TorchNetwork, x: torch.Tensor, eps: float, p: float, steps: int, restarts: int):
+    """Perturbations [restarts, d] by foolbox, its loss replaced by its own hook."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it imports names that SciPy deprecates
+        eagerpy, foolbox = (importlib.import_module(name) for name in ("eagerpy", "foolbox"))
+
+    base: Any = foolbox.attacks.L2PGD if p == 2 else foolbox.attacks.LinfPGD
+
+    class Attack(base):
+        def get_loss_fn(self, model, labels):
+            return lambda inputs: eagerpy.astensor((_rows(network, inputs.raw) - _rows(network, x)).norm(dim=-1).sum())
+
+    class Model(torch.nn.Module):
+        def forward(self, inputs):
+            return _rows(network, inputs)
+
+    reach = float(x.abs().max()) + 2 * eps
+    model = foolbox.PyTorchModel(Model().eval(), bounds=(-reach, reach), device=DEVICE)
+    labels = torch.zeros(restarts, dtype=torch.long, device=DEVICE)
+    inputs = x.expand(restarts, -1).contiguous()
+    return Attack(steps=steps).run(model, inputs, foolbox.criteria.Misclassification(labels), epsilon=eps) - x
+
+
+PGD = {"torchattacks": torchattacks_pgd, "foolbox": foolbox_pgd}
+
+
+def _rows(network: TorchNetwork, xs: torch.Tensor) -> torch.Tensor:
+    """Outputs [..., K] at inputs [..., d] of one network."""
+    h = xs @ network.embedding.T
+    for W, b in zip(network.weights, network.biases, strict=True):
+        h = torch.relu(h @ W.T + b)
+    return h @ network.readout.T
 
 
 def each(

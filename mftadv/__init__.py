@@ -10,8 +10,15 @@ from mftadv.compare import Claim, judge
 from mftadv.matrices import DenseMatrix, MatrixFree
 from mftadv.network import Network, apply, evaluate, init
 from mftadv.linear import LinearRepresentation, linear_representation
-from mftadv.norms import exact_operator_norm, vector_norm
-from mftadv.attack import AdversarialLoss, Attack, adversarial_loss, capacity_for
+from mftadv.norms import OperatorNorm, exact_operator_norm, operator_norm, vector_norm
+from mftadv.attack import (
+    AdversarialLoss,
+    Attack,
+    ExactLoss,
+    adversarial_loss,
+    capacity_for,
+    exact_adversarial_loss,
+)
 from mftadv.data import load_inputs
 from mftadv.sweep import monte_carlo
 
@@ -29,12 +36,16 @@ __all__ = [
     "evaluate",
     "LinearRepresentation",
     "linear_representation",
+    "OperatorNorm",
     "exact_operator_norm",
+    "operator_norm",
     "vector_norm",
     "AdversarialLoss",
     "Attack",
+    "ExactLoss",
     "adversarial_loss",
     "capacity_for",
+    "exact_adversarial_loss",
     "load_inputs",
     "monte_carlo",
 ]

@@ -2,7 +2,7 @@
 
 from mftadv.attack._exact import ExactLoss, exact_adversarial_loss
 from mftadv.attack._loss import AdversarialLoss, Attack, adversarial_loss, capacity_for, named_attack
-from mftadv.attack._pieces import Ascent, GradientStarts, PowerMethod, RandomStarts, Vertices
+from mftadv.attack._pieces import Ascent, GradientStarts, LinearStarts, PowerMethod, RandomStarts, Vertices
 
 __all__ = [
     "AdversarialLoss",
@@ -10,6 +10,7 @@ __all__ = [
     "Attack",
     "ExactLoss",
     "GradientStarts",
+    "LinearStarts",
     "PowerMethod",
     "RandomStarts",
     "Vertices",

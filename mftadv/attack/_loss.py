@@ -13,8 +13,7 @@ from mftadv import oracle
 from mftadv.attack._pieces import (
     Ascent,
     Candidates,
-    GradientStarts,
-    PowerMethod,
+    LinearStarts,
     Problem,
     RandomStarts,
     Vertices,
@@ -30,8 +29,8 @@ from mftadv.spec import NetworkSpec, check_exponent, concrete
 class Attack:
     """Starts, whose candidates all go through the same rules, one rule after the other.
 
-    The pieces are those of `mftadv.attack`: `GradientStarts`, `RandomStarts`, `Vertices`; `PowerMethod`, `Ascent`. Any
-    frozen dataclass with their methods is one.
+    The pieces of `mftadv.attack`: `LinearStarts`, `GradientStarts`, `RandomStarts` and `Vertices` start, `PowerMethod`
+    and `Ascent` are rules. Any frozen dataclass with their methods is one.
     """
 
     starts: tuple[Any, ...]
@@ -74,11 +73,11 @@ def named_attack(attack: str | Attack, p: float) -> Attack:
     """
     if isinstance(attack, Attack):
         return attack
-    vertices = (Vertices(4),) if p == 1 else ()
+    starts = (*((Vertices(4),) if p == 1 else ()), LinearStarts())
     if attack == "default":
-        return Attack((*vertices, GradientStarts(4)), (PowerMethod(4), Ascent(20)))
+        return Attack((*starts, RandomStarts(2, drawn=64)), (Ascent(24),))
     if attack == "thorough":
-        return Attack((*vertices, GradientStarts(32), RandomStarts(32)), (PowerMethod(10), Ascent(50)))
+        return Attack((*starts, RandomStarts(31, drawn=1024), RandomStarts(31)), (Ascent(60),))
     raise ValueError(f'attack: expected "default", "thorough" or an Attack, got {attack!r}')
 
 
@@ -106,7 +105,7 @@ def adversarial_loss(
         q: exponent of the output's norm, any number in [1, inf] (static).
         key: of random starts.
         attack: "default" (4 starts, 24 steps), "thorough" (64 starts, 60 steps), or an `Attack` (static); for p = 1
-            both presets start at the best vertices of the ball too.
+            both start at the 4 best vertices of the ball too.
         box: (lower, upper), numbers or arrays that broadcast to x, between which x + eta is to stay; None is no box.
 
     Returns:

@@ -7,6 +7,7 @@ cotangents it asks for at each input.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from mftadv import oracle
 from mftadv.network import Evaluation
-from mftadv.norms import dual_vector, maximise_linear, project, vector_norm
+from mftadv.norms import dual_vector, maximise_linear, maximising_vector, project, vector_norm
 from mftadv.spec import dual_exponent
 
 _CHUNK = 128  # candidates evaluated at once where there are many
@@ -84,13 +85,63 @@ def _pull(problem: Problem, network: Any, at: Evaluation, cotangents: Array) -> 
     return _kept(network, asked), rows
 
 
+def _jacobian(problem: Problem, network: Any) -> tuple[Any, Array]:
+    """J(x) of each input, by rows."""
+    output, K = problem.base.output, problem.output_dim
+    return _pull(problem, network, problem.base, jnp.broadcast_to(jnp.eye(K, dtype=output.dtype), (*output.shape, K)))
+
+
 def _kept(network: Any, asked: Any) -> Any:
     return None if network is None else asked
+
+
+def _screen(problem: Problem, network: Any, items: Array, build: Callable, count: int) -> tuple[Any, Array]:
+    """The `count` best of n items [*B, n, ...] for each input, where `build` makes candidates of some [*B, m, ...]."""
+    axis = problem.base.output.ndim - 1
+    points, number = items.shape[:axis], items.shape[axis]
+    chunks = -(-number // _CHUNK)
+    each = -(-number // chunks)
+    padded = jnp.take(items, jnp.minimum(jnp.arange(chunks * each), number - 1), axis=axis)
+    split = jnp.moveaxis(padded.reshape(*points, chunks, each, *items.shape[axis + 1 :]), axis, 0)
+
+    def score(network, some):
+        at = oracle.difference(network or problem.source, problem.base, build(some))
+        return _kept(network, at.network), vector_norm(at.output, problem.q)
+
+    network, scores = jax.lax.scan(score, network, split)
+    scores = jnp.moveaxis(scores, 0, -2).reshape(*points, chunks * each)[..., :number]
+    chosen = jax.lax.top_k(jnp.where(jnp.isfinite(scores), scores, -1), min(count, number))[1]
+    chosen = chosen.reshape(*chosen.shape, *(1 for _ in items.shape[axis + 1 :]))
+    return network, jnp.take_along_axis(items, chosen, axis=axis)
 
 
 def _best_response(problem: Problem, gradient: Array) -> Array:
     """The candidate that a linear function with these gradients is largest at."""
     return maximise_linear(gradient, problem.eps, problem.p, *problem.box)
+
+
+def _toward(problem: Problem, gradient: Array, key: Array) -> Array:
+    """The best responses, to random gradients where these are 0 or not finite: no start is 0."""
+    useful = jnp.all(jnp.isfinite(gradient), -1, keepdims=True) & jnp.any(gradient != 0, -1, keepdims=True)
+    random = jax.random.normal(jax.random.fold_in(key, 1), gradient.shape, gradient.dtype)
+    return _best_response(problem, jnp.where(useful, gradient, random))
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearStarts:
+    """The best perturbation of the linear representation at x that the power method finds, of either sign."""
+
+    count = 2
+
+    def queries(self, input_dim: int, output_dim: int) -> tuple[int, int]:
+        return 0, output_dim
+
+    def __call__(self, problem: Problem, network: Any, key: Key[Array, ""]) -> tuple[Any, Array]:
+        network, jacobian = _jacobian(problem, network)
+        v = maximising_vector(jacobian, problem.p, problem.q, key)[..., None]
+        w = dual_vector(jnp.squeeze(jacobian @ v, -1), dual_exponent(problem.q))[..., None, :]
+        row = w @ jacobian
+        return network, _toward(problem, jnp.concatenate([row, -row], axis=-2), key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,25 +159,32 @@ class GradientStarts:
         if problem.output_dim == 1:
             w = jnp.broadcast_to(jnp.where(jnp.arange(self.count) % 2, -1, 1).astype(w.dtype)[:, None], w.shape)
         network, rows = _pull(problem, network, problem.base, w)
-        return network, _best_response(problem, rows)
+        return network, _toward(problem, rows, key)
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomStarts:
-    """Random points of the ball's boundary: uniform directions, and for every other one a random best response."""
+    """Random points of the ball's boundary: uniform directions, and for every other one a random best response.
+
+    The best `count` of `drawn` points, which see regions where the gradient at x does not point; of a matrix-free
+    network, too wide for a random point to be a good one, the first `count`.
+    """
 
     count: int
+    drawn: int = 0
 
     def queries(self, input_dim: int, output_dim: int) -> tuple[int, int]:
         return 0, 0
 
     def __call__(self, problem: Problem, network: Any, key: Key[Array, ""]) -> tuple[Any, Array]:
         output = problem.base.output
-        directions = jax.random.normal(key, (*output.shape[:-1], self.count, problem.input_dim), output.dtype)
+        number = max(self.count, self.drawn if network is None else 0)
+        directions = jax.random.normal(key, (*output.shape[:-1], number, problem.input_dim), output.dtype)
         inside = directions / vector_norm(directions, problem.p)[..., None] * problem.eps
         inside = inside if problem.box[0] is None else jnp.clip(inside, *problem.box)
-        corner = (jnp.arange(self.count) % 2 == 0)[:, None]
-        return network, jnp.where(corner, _best_response(problem, directions), inside)
+        corner = (jnp.arange(number) % 2 == 0)[:, None]
+        eta = jnp.where(corner, _best_response(problem, directions), inside)
+        return _screen(problem, network, eta, lambda eta: eta, self.count) if number > self.count else (network, eta)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,11 +201,11 @@ class Vertices:
         return 2 * min(self.columns, input_dim), output_dim
 
     def __call__(self, problem: Problem, network: Any, key: Key[Array, ""]) -> tuple[Any, Array]:
-        output, d, K = problem.base.output, problem.input_dim, problem.output_dim
+        output, d = problem.base.output, problem.input_dim
         points = output.shape[:-1]
         columns = jnp.broadcast_to(jnp.arange(d), (*points, d))
         if network is not None:
-            network, jacobian = _pull(problem, network, problem.base, jnp.broadcast_to(jnp.eye(K), (*points, K, K)))
+            network, jacobian = _jacobian(problem, network)
             norms = vector_norm(jnp.swapaxes(jacobian, -1, -2), problem.q)
             columns = jax.lax.top_k(norms, min(self.columns, d))[1]
         signed = jnp.concatenate([columns, columns + d], axis=-1)  # d more stands for the other sign
@@ -156,18 +214,8 @@ class Vertices:
             sign = jnp.where(signed < d, 1, -1)[..., None].astype(output.dtype)
             return _best_response(problem, sign * jax.nn.one_hot(signed % d, d, dtype=output.dtype))
 
-        def score(network, signed):
-            at = oracle.difference(network or problem.source, problem.base, vertices(signed))
-            return _kept(network, at.network), vector_norm(at.output, problem.q)
-
-        number = signed.shape[-1]
-        chunks = -(-number // _CHUNK)
-        each = -(-number // chunks)
-        padded = signed[..., jnp.minimum(jnp.arange(chunks * each), number - 1)]
-        network, scores = jax.lax.scan(score, network, jnp.moveaxis(padded.reshape(*points, chunks, each), -2, 0))
-        scores = jnp.moveaxis(scores, 0, -2).reshape(*points, chunks * each)[..., :number]
-        chosen = jax.lax.top_k(jnp.where(jnp.isfinite(scores), scores, -1), min(self.count, number))[1]
-        return network, vertices(jnp.take_along_axis(signed, chosen, axis=-1))
+        network, signed = _screen(problem, network, signed, vertices, self.count)
+        return network, vertices(signed)
 
 
 # Rules: rule.memory(problem, candidates) before the first step, then at each step, of which `number` counts those by
@@ -192,9 +240,9 @@ class PowerMethod:
 class Ascent:
     """Projected ascent with momentum, from the best of each candidate, whose steps shrink by the schedule of APGD.
 
-    eta <- P(eta + 3/4 (P(eta + r g) - eta) + 1/4 (eta - eta_before)), g the gradient over its 2-norm (p < 2) or the
-    steepest direction of the p-norm, P the Euclidean projection. r begins at 2 eps; at each checkpoint it is halved,
-    with a return to the best, where fewer than three steps in four rose, or where neither r nor the best had changed.
+    eta <- P(eta + 3/4 (P(eta + r g) - eta) + 1/4 (eta - eta_before)), g the gradient over its 2-norm, P the Euclidean
+    projection. r begins at the diameter of the ball in the 2-norm; at each checkpoint it is halved, with a return to
+    the best, where fewer than three steps in four rose, or where neither r nor the best had changed.
 
     Source: Croce and Hein 2020, "Reliable evaluation of adversarial robustness" (the schedule).
     """
@@ -203,7 +251,8 @@ class Ascent:
 
     def memory(self, problem: Problem, candidates: Candidates) -> Any:
         eta, value = candidates.eta, candidates.value
-        size = jnp.broadcast_to(2 * problem.eps, value.shape)
+        reach = problem.input_dim ** max(0.0, 1 / 2 - 1 / problem.p)  # of the unit ball, in the 2-norm
+        size = jnp.broadcast_to(2 * reach * problem.eps, value.shape)
         return eta, value, size, jnp.zeros(value.shape, jnp.int32), (size, value - 1)
 
     def __call__(self, problem: Problem, candidates: Candidates, seen, gradient, memory, number):
@@ -215,7 +264,7 @@ class Ascent:
         halve = (interval > 0) & ((4 * rises < 3 * interval) | stuck)
         settled = tuple(jnp.where(interval > 0, *pair) for pair in ((size, settled[0]), (value, settled[1])))
         size, rises = jnp.where(halve, size / 2, size), jnp.where(interval > 0, 0, rises)
-        moved = self._project(problem, eta + size[..., None] * dual_vector(gradient, max(problem.p, 2.0)))
+        moved = self._project(problem, eta + size[..., None] * dual_vector(gradient, 2))
         moved = self._project(problem, eta + 0.75 * (moved - eta) + 0.25 * (eta - before))
         back = (halve | (first & ~(seen >= value)))[..., None]
         moved, before = jnp.where(back, candidates.best, moved), jnp.where(back, candidates.best, eta)

@@ -1,6 +1,12 @@
 """Norms of vectors, the lp ball as attacks see it, and operator norms."""
 
-from mftadv.norms._operator import OperatorNorm, exact_operator_norm, has_exact_operator_norm, operator_norm
+from mftadv.norms._operator import (
+    OperatorNorm,
+    exact_operator_norm,
+    has_exact_operator_norm,
+    maximising_vector,
+    operator_norm,
+)
 from mftadv.norms._vectors import dual_vector, maximise_linear, project, vector_norm
 
 __all__ = [
@@ -9,6 +15,7 @@ __all__ = [
     "exact_operator_norm",
     "has_exact_operator_norm",
     "maximise_linear",
+    "maximising_vector",
     "operator_norm",
     "project",
     "vector_norm",

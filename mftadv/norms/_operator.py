@@ -111,7 +111,10 @@ def operator_norm(
     if exact:
         lower = upper = _compute(matrix, p, q)
     else:
-        lower = _ascend(matrix, p, q, jax.random.key(0) if key is None else key, restarts)
+        v = maximising_vector(matrix, p, q, jax.random.key(0) if key is None else key, restarts)
+        image = jnp.squeeze(jnp.matmul(matrix, v[..., None], precision=matmul_precision()), -1)
+        norm = vector_norm(v, p)
+        lower = vector_norm(image, q) / jnp.where(norm == 0, 1, norm)
         # Where the bounds meet, rounding could make them cross.
         upper = jnp.maximum(_bound(matrix, p, q), lower)
     finite = jnp.isfinite(largest)
@@ -149,8 +152,10 @@ def _enumerate(matrix: Array, q: float) -> Array:
     return jax.lax.scan(step, jnp.zeros(batch, matrix.dtype), jnp.arange(0, count, chunk, dtype=jnp.int32))[0]
 
 
-def _ascend(matrix: Array, p: float, q: float, key: Array, restarts: int) -> Array:
-    """A lower bound: the best |M v|_q / |v|_p that the power method finds."""
+def maximising_vector(
+    matrix: Float[Array, "*batch K d"], p: float, q: float, key: Key[Array, ""], restarts: int = 64
+) -> Float[Array, "*batch d"]:
+    """The v with |v|_p = 1 of the largest |M v|_q that the ascent of `operator_norm` finds; 0 where M = 0."""
     K, d = matrix.shape[-2:]
     random = jax.random.normal(key, (restarts, d), matrix.dtype)
     rows = jax.lax.top_k(vector_norm(matrix, dual_exponent(p)), min(K, max(1, restarts // 4)))[1]
@@ -167,8 +172,8 @@ def _ascend(matrix: Array, p: float, q: float, key: Array, restarts: int) -> Arr
         return dual_vector(jnp.matmul(w, matrix, precision=precision), p)
 
     v = jax.lax.fori_loop(0, POWER_STEPS, step, dual_vector(jnp.concatenate(starts, axis=-2), p))
-    norm, image = vector_norm(v, p), vector_norm(jnp.matmul(v, matrix.mT, precision=precision), q)
-    return jnp.max(image / jnp.where(norm == 0, 1, norm), axis=-1)
+    best = jnp.argmax(vector_norm(jnp.matmul(v, matrix.mT, precision=precision), q), axis=-1, keepdims=True)
+    return jnp.take_along_axis(v, best[..., None], axis=-2)[..., 0, :]
 
 
 def _bound(matrix: Array, p: float, q: float) -> Array:

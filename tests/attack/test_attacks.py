@@ -1,0 +1,234 @@
+"""Attacks: in the ball and the box, never below what was tried, never above the exact value, and close to it."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mftadv as mf
+from benchmarks.quality import PAIRS, SIZES, against_exact
+from mftadv import oracle
+from mftadv.attack import Ascent, GradientStarts, LinearStarts, PowerMethod, RandomStarts, Vertices
+
+INF = math.inf
+STARTS = (Vertices(2), LinearStarts(), GradientStarts(2), RandomStarts(2, drawn=8))
+ALL = mf.Attack(STARTS, (PowerMethod(2), Ascent(6)))
+FGSM = mf.Attack((RandomStarts(1),), (PowerMethod(1),))
+ATTACKS = {"default": "default", "FGSM": FGSM, "all pieces": ALL}
+SPEC = mf.NetworkSpec(5, 2, 8, 2, 1.8, 0.3)
+NET, XS = mf.init(jax.random.key(0), SPEC), jax.random.normal(jax.random.key(1), (3, 5))
+KEY = jax.random.key(2)
+
+
+@functools.partial(jax.jit, static_argnames=("p", "q", "attack"))
+def attacked(net, x, eps, p, q, attack, key, box=None):
+    return mf.adversarial_loss(net, x, eps, p, q, key, attack, box)
+
+
+def assert_sound(found, net, x, eps, p, q):
+    """What every attack owes, for one size of the perturbation."""
+    assert np.all(mf.vector_norm(found.perturbation, p) <= eps * (1 + 1e-6))
+    reached = oracle.difference(net, oracle.value(net, x), found.perturbation).output
+    np.testing.assert_allclose(found.value, mf.vector_norm(reached, q), rtol=1e-5)
+    assert np.all(np.diff(found.history, axis=-1) >= 0)
+    np.testing.assert_array_equal(found.history[..., -1], found.value)
+    assert np.all(found.value > 0)
+    assert np.all(found.nonfinite == 0)
+    assert found.value.dtype == found.perturbation.dtype == x.dtype
+
+
+@pytest.mark.parametrize(("p", "q"), [(1, INF), (1.5, 2), (2, 1), (INF, 2)])
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_contract(attack, p, q):
+    for eps in (2.0, 1e-1, 1e-4, 1e-7):
+        found = attacked(NET, XS, eps, p, q, attack, KEY)
+        assert_sound(found, NET, XS, eps, p, q)
+    again = attacked(NET, XS, 1e-7, p, q, attack, KEY)
+    np.testing.assert_array_equal(again.perturbation, found.perturbation)
+    nothing = attacked(NET, XS, 0.0, p, q, attack, KEY)
+    assert np.all(nothing.value == 0)
+    assert np.all(nothing.perturbation == 0)
+    assert np.all(nothing.converged)
+
+
+@pytest.mark.parametrize(("p", "q"), [(1, 1), (2, INF), (INF, 2)])
+def test_a_box_is_kept(p, q):
+    low, high = np.asarray(XS) - np.float32([0.0, 0.1, 0.2, 0.3, 1e6]), np.asarray(XS) + np.float32(0.15)
+    for eps in (1.0, 0.01):
+        found = attacked(NET, XS, eps, p, q, ALL, KEY, (low, high))
+        assert_sound(found, NET, XS, eps, p, q)
+        moved = XS + found.perturbation
+        assert np.all((moved >= low - 1e-6) & (moved <= high + 1e-6))
+
+
+@pytest.mark.parametrize(
+    ("p", "q"), [(1, 1), (1, 2), (1, INF), (2, INF), (INF, INF), (2, 2), (INF, 1), (INF, 2), (2, 1)]
+)
+def test_linear_functions_have_their_operator_norm(p, q):
+    """By the default attack, in every case with a formula and every case of enumeration."""
+    matrices = jax.random.normal(jax.random.key(0), (12, 3, 6))
+
+    @jax.jit
+    def reached(matrix, eps):
+        return mf.adversarial_loss(lambda x: matrix @ x, jnp.zeros(6), eps, p, q, KEY)
+
+    norm = mf.operator_norm(matrices, p, q)
+    assert norm.exact
+    for eps in (0.3, 20.0):
+        found = jax.vmap(lambda matrix, eps=eps: reached(matrix, eps))(matrices)
+        np.testing.assert_allclose(found.value, eps * norm.lower, rtol=1e-5)
+        assert np.all(found.converged)
+
+
+def test_the_box_of_a_linear_function():
+    """K = 1, p = inf: every coordinate goes to the end of its room, of either sign."""
+    row, eps = jax.random.normal(jax.random.key(0), (5,)), 0.3
+    low, high = jnp.array([-1.0, -0.1, 0.0, -0.2, -0.5]), jnp.array([0.1, 1.0, 0.5, 0.2, 0.0])
+    found = attacked(
+        jax.tree_util.Partial(lambda row, x: (row @ x)[None], row), jnp.zeros(5), eps, INF, 2, ALL, KEY, (low, high)
+    )
+    low, high = np.maximum(low, -eps), np.minimum(high, eps)
+    ends = np.maximum(row * low, row * high).sum(), np.maximum(-row * low, -row * high).sum()
+    np.testing.assert_allclose(found.value, max(ends), rtol=1e-6)
+
+
+def test_quality_on_tiny_networks():
+    """Ten networks of 12 neurons, in balls of three linear regions and more: what is promised of each preset."""
+    found = list(against_exact((4, 3, 6, 2), 10, ("default", "thorough", FGSM)))
+    assert len(found) == 3 * len(PAIRS) * len(SIZES)
+    ratios = {attack: np.array([one.ratios for one in found if one.attack == attack]) for attack in ("default", FGSM)}
+    for one in found:
+        assert np.all(one.ratios <= 1 + 1e-5)
+        if one.attack == "thorough":
+            assert one.ratios.mean() >= 0.995
+            assert one.ratios.min() >= 0.97
+    assert np.mean([one.regions.mean() for one in found]) >= 3
+    assert ratios["default"].mean() >= 0.98
+    assert ratios[FGSM].mean() < 0.9  # so that the promise is one
+
+
+def test_jit_eager_functions_and_vmap_agree():
+    keys = jax.random.split(KEY, 2)
+    nets = jax.vmap(mf.init, (0, None))(keys, SPEC)
+    axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, nets)
+    together = jax.jit(jax.vmap(lambda net: mf.adversarial_loss(net, XS, 0.5, 2, 2, KEY, ALL), (axes,)))(nets)
+    for i in range(2):
+        net = jax.tree.map(lambda leaf, i=i: leaf[i] if leaf.ndim else leaf, nets)
+        alone = attacked(net, XS, 0.5, 2, 2, ALL, KEY)
+        np.testing.assert_allclose(together.value[i], alone.value, rtol=1e-4)
+    function = attacked(jax.tree_util.Partial(mf.apply, net), XS, 0.5, 2, 2, ALL, KEY)
+    np.testing.assert_allclose(function.value, alone.value, rtol=1e-4)
+    few = mf.Attack((RandomStarts(1),), (Ascent(2),))  # every operation compiles alone
+    eager = mf.adversarial_loss(net, XS, 0.5, 2, 2, KEY, few)
+    np.testing.assert_allclose(eager.value, attacked(net, XS, 0.5, 2, 2, few, KEY).value, rtol=1e-4)
+
+
+def test_what_is_traced_does_not_compile_again():
+    traces = []
+
+    @jax.jit
+    def run(spec, x, eps, key):
+        traces.append(None)
+        return mf.adversarial_loss(mf.init(key, spec), x, eps, 2, 2, key, FGSM).value
+
+    values = [
+        run(mf.NetworkSpec(5, 2, 8, 2, s, 0.3), XS, eps, jax.random.key(i))
+        for i, (s, eps) in enumerate([(1.0, 0.1), (2.0, 9.0)])
+    ]
+    assert len(traces) == 1
+    assert np.all(values[0] < values[1])
+
+
+def test_precision_is_that_of_the_input():
+    with jax.enable_x64(True):
+        found = jax.eval_shape(
+            lambda x: mf.adversarial_loss(lambda x: x[:2], x, 0.1, 1.5, 2, KEY, ALL),
+            jax.ShapeDtypeStruct((5,), "float64"),
+        )
+    assert found.value.dtype == found.perturbation.dtype == "float64"
+
+
+def test_a_matrix_free_network_is_attacked_within_its_capacity():
+    spec, x = mf.NetworkSpec(5, 2, 400, 2, 1.8, 0.3), XS[0]
+    room = mf.capacity_for(spec, adversarial_loss=1, attack=ALL)
+
+    @functools.partial(jax.jit, static_argnames="capacity")
+    def run(key, capacity):
+        net = mf.init(key, spec, "matrix_free", capacity)
+        found = mf.adversarial_loss(net, x, 0.5, 2, 2, key, ALL)
+        assert found.network is not None
+        return found, oracle.value(found.network, x).output, oracle.value(found.network, x + found.perturbation).output
+
+    found, before, after = run(KEY, (room[0] + 2, room[1]))
+    assert found.law_exact
+    assert np.linalg.norm(found.perturbation) <= 0.5 * (1 + 1e-6)
+    np.testing.assert_allclose(found.value, np.linalg.norm(after - before), rtol=1e-3)
+    with pytest.raises(ValueError, match="capacity: expected room for"):
+        run(KEY, (room[0] - 1, room[1]))
+
+
+def test_what_is_not_finite_is_counted_and_enters_nothing():
+    def function(x):
+        return jnp.where(x > 0.5, jnp.nan, x)
+
+    found = attacked(jax.tree_util.Partial(function), jnp.zeros(3), 1.0, INF, INF, ALL, KEY)
+    assert found.nonfinite > 0
+    assert not found.converged
+    assert 0 < found.value <= 1
+    assert np.all(np.isfinite(found.perturbation))
+    nowhere = attacked(jax.tree_util.Partial(function), jnp.ones(3), 0.1, INF, INF, ALL, KEY)
+    assert np.isnan(nowhere.value)
+    assert not nowhere.converged
+
+
+def test_a_function_that_does_not_move():
+    found = attacked(jax.tree_util.Partial(lambda x: 0 * x[:2] + 3), jnp.zeros(3), 1.0, 1, 2, "default", KEY)
+    assert found.value == 0
+    assert np.all(found.perturbation == 0)
+    assert found.nonfinite == 0
+
+
+def test_gradients_that_vanish_at_the_input_do_not_stop_the_attack():
+    """|x|^2 has gradient 0 at 0 and is largest at the ends of the box."""
+    found = attacked(jax.tree_util.Partial(lambda x: jnp.sum(x**2)[None]), jnp.zeros(4), 2.0, INF, 2, "default", KEY)
+    np.testing.assert_allclose(found.value, 16, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eps": -1.0}, "eps: expected a finite number >= 0, got -1.0"),
+        ({"eps": math.nan}, "eps: expected a finite number"),
+        ({"eps": jnp.ones(2)}, "eps: expected a finite number"),
+        ({"p": 0.5}, "p: expected a number in"),
+        ({"q": 0}, "q: expected a number in"),
+        ({"attack": "strong"}, 'attack: expected "default", "thorough" or an Attack'),
+        ({"box": (1.5, 2.0)}, "x: expected an input in the box, got 5 entries outside"),
+        ({"x": jnp.ones(4)}, "x: expected shape"),
+        ({"net_or_f": 3}, "net_or_f: expected a Network or a function"),
+        ({"net_or_f": lambda x: x[:, None]}, "net_or_f: expected|too many"),
+        ({"net_or_f": jnp.sum}, "net_or_f: expected one output of shape"),
+    ],
+)
+def test_bad_input(options, message):
+    arguments = {"net_or_f": NET, "x": jnp.ones(5), "eps": 0.1, "p": 2, "q": 2, "key": KEY, **options}
+    with pytest.raises((ValueError, IndexError), match=message):
+        mf.adversarial_loss(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"evaluate": -1}, "evaluate: expected an integer >= 0, got -1"),
+        ({"adversarial_loss": True}, "adversarial_loss: expected an integer"),
+        ({"adversarial_loss": 1, "p": 0.5}, "p: expected a number in"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_bad_counts(options, message):
+    with pytest.raises(ValueError, match=message):
+        mf.capacity_for(SPEC, **options)
