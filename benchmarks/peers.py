@@ -178,6 +178,8 @@ def torchattacks_pgd(network: TorchNetwork, x: torch.Tensor, eps: float, p: floa
     import torchattacks
 
     class Model(torch.nn.Module):
+        weight = torch.nn.Parameter(network.embedding, requires_grad=False)  # where torchattacks looks for the device
+
         def forward(self, images):
             moved = _rows(network, x + 4 * eps * (images[:, 0, 0] - 0.5)) - _rows(network, x)
             value = moved.norm(dim=-1)

@@ -26,7 +26,7 @@ from mftadv.attack import named_attack
 PRESETS = ("default", "thorough")
 PAIRS = tuple(itertools.product((1.0, math.inf), repeat=2))
 SIZES = (0.1, 1.0)  # eps / |x|_p
-TINY = ((4, 3, 6, 2), (6, 2, 6, 2), (5, 1, 12, 1), (5, 2, 10, 2))  # d, K, N, L
+TINY = ((4, 3, 6, 2), (6, 2, 6, 2), (5, 1, 12, 1), (6, 3, 4, 3))  # d, K, N, L
 WIDE = mf.NetworkSpec(100, 4, 800, 5)
 HAS_PEERS = all(importlib.util.find_spec(name) for name in ("torchattacks", "foolbox"))
 

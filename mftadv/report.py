@@ -20,6 +20,7 @@ _GREY, _BLUE, _RED, _ORANGE = "#555555", "#3b6ea8", "#c0392b", "#d98c21"
 KINDS = ("published", "leading", "sharp", "chevet")
 _BOUND_STYLES = {
     "chevet": {"color": _GREY, "ls": "-", "lw": 1.2, "label": "Chevet's bound"},
+    "at_width": {"color": _GREY, "ls": "--", "lw": 1.2, "label": "Chevet's bound at this width"},
     "sharp": {"color": _RED, "ls": "--", "lw": 1.2, "label": "sharp mean"},
     "published": {"color": _ORANGE, "ls": "-", "lw": 1.2, "label": "published"},
     "one_step": {"color": _RED, "ls": ":", "lw": 1.4, "label": "law of one step"},
@@ -164,10 +165,11 @@ def bounds_table(title: str, cells: Sequence[Mapping[str, Any]], varied: str) ->
     """
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     table.add_column("p->q")
-    numbers = ("L_adv", "+- s.e.", "5%", "50%", "95%", "eps |J|", "one step", "published", "leading", "sharp", "Chevet")
+    measured = ("L_adv", "+- s.e.", "5%", "50%", "95%", "eps |J|")
+    numbers = (*measured, "one step", "published", "leading", "sharp", "Chevet", "Chevet, N")
     for name in (varied, *numbers, "tightness"):
         table.add_column(name, justify="right")
-    table.add_column("under Chevet")
+    table.add_column("under Chevet, N")
     table.add_column("under published")
     for cell in cells:
         table.add_row(
@@ -175,7 +177,7 @@ def bounds_table(title: str, cells: Sequence[Mapping[str, Any]], varied: str) ->
             f"{cell[varied]:g}",
             *(_number(cell[name], ".3g") for name in ("loss", "standard_error")),
             *(_number(value, ".3g") for value in cell["quantiles"].values()),
-            *(_number(cell.get(name), ".3g") for name in ("eps_norm", "one_step", *KINDS)),
+            *(_number(cell.get(name), ".3g") for name in ("eps_norm", "one_step", *KINDS, "at_width")),
             _number(cell["tightness"], ".3f"),
             *(f"[{_STYLES[verdict]}]{verdict}[/]" for verdict in cell["verdicts"].values()),
         )
@@ -205,7 +207,8 @@ def loss_figure(title: str, cells: Sequence[Mapping[str, Any]]):
                 axes.plot(eps, [cell[name] for cell in rows] / eps, **style)
         axes.set(xscale="log", title=rf"${_tex(p)}\to{_tex(q)}$")
         axes.set_ylim(bottom=0)
-    figure.supxlabel(r"$\epsilon$", fontsize=10)
+    for axes in grid[-1]:
+        axes.set_xlabel(r"$\epsilon$")
     figure.supylabel(r"$L_{adv}\,/\,\epsilon$", fontsize=10)
     handles = {
         label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
@@ -231,12 +234,13 @@ def dimensions_figure(title: str, cells: Sequence[Mapping[str, Any]]):
             axes.plot(
                 sizes, [cell["chevet"] for cell in own], "-", color=color, lw=1.2, label=f"p = {p}, Chevet's bound"
             )
+            axes.plot(sizes, [cell["at_width"] for cell in own], "--", color=color, lw=1.2)
         fixed = next(cell for cell in rows)["K" if name == "d" else "d"]
         axes.set(xscale="log", yscale="log", xlabel=name, title=f"{'K' if name == 'd' else 'd'} = {fixed}")
         axes.set_xticks(sorted({cell[name] for cell in rows}), sorted({cell[name] for cell in rows}), minor=False)
         axes.minorticks_off()
         axes.legend(frameon=False, fontsize=8)
-        axes.set_ylabel(r"$L_{adv}$ (dots: attack, $\pm$ 2 s.e.)")
+        axes.set_ylabel(r"$L_{adv}$ (dots: attack, $\pm$ 2 s.e.; dashes: at this width)", fontsize=9)
     return figure
 
 

@@ -10,6 +10,9 @@ import pytest
 from mftadv import cli, sweep, theory
 from mftadv.cli import _options, _validate
 
+BOUNDS = ["--width", "24", "--depth", "2", "--networks", "60", "--data", "gaussian", "--input-dim", "4",
+          "--output-dim", "2", "--p", "inf", "--q", "2", "--eps", "1", "0.1", "--dims", "4",
+          "--outputs", "2"]  # fmt: skip
 SMALL = ["--width", "24", "--depth", "2", "--networks", "600", "--inputs", "2"]
 
 
@@ -17,8 +20,8 @@ SMALL = ["--width", "24", "--depth", "2", "--networks", "600", "--inputs", "2"]
 def run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
-    def call(*arguments):
-        status = cli.main(["validate", *arguments])
+    def call(*arguments, command="validate"):
+        status = cli.main([command, *arguments])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
@@ -160,6 +163,85 @@ def test_an_existing_result_is_refused_and_overwritten_when_told(run, tmp_path):
     assert run(*SMALL, "--out", "here", "--overwrite", "--seed", "1")[0] == 0
     data = records(tmp_path / "here")["certificate"]["root_key"]["data"]
     assert data == jax.random.key_data(_options.fastest_key(1)).tolist()
+
+
+def test_bounds_writes_what_it_says(run, tmp_path, monkeypatch):
+    programs, draws = [], sweep.draws
+    monkeypatch.setattr(sweep, "draws", lambda *args, **options: programs.append(None) or draws(*args, **options))
+    status, out, err = run(*BOUNDS, "--dims", "4", "8", "--outputs", "2", "1", command="bounds")
+    assert (status, err) == (0, "")
+    folder = tmp_path / "results" / "bounds-1"
+    assert {path.name for path in folder.iterdir()} == {"results.json", "loss.png", "dimensions.png"}
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("loss.png", "dimensions.png"))
+    record = records(folder)
+    # one at the inputs for all sizes, and one for each of (d, K) = (4, 2), (8, 2), (4, 1): nothing twice
+    assert len(programs) == record["programs"] == 4
+    assert [(cell["eps"], cell["d"], cell["K"], cell["parts"]) for cell in record["cells"]] == [
+        *[(0.1, 4, 2, ["inputs"]), (1.0, 4, 2, ["inputs"])],
+        *[(0.1, 4, 2, ["d", "K"]), (0.1, 8, 2, ["d"]), (0.1, 4, 1, ["K"])],
+    ]
+    assert record["certificate"]["arguments"]["p"] == ["inf"]
+    for cell in record["cells"]:
+        assert cell["quantiles"]["05"] < cell["quantiles"]["50"] < cell["quantiles"]["95"]
+        assert cell["loss"] == pytest.approx(cell["eps_norm"], rel=0.25)
+        assert cell["published"] < cell["loss"] < cell["at_width"] * 1.05
+        assert cell["tightness"] == cell["loss"] / cell["chevet"]
+        assert cell["verdicts"] == {"chevet": "holds", "published": "fails, as predicted"}
+        assert (cell["nonfinite"], cell["law_exact"]) == (0, True)
+    assert out.count("inf->2") == 5 + 3 + 1  # the rows, of which (4, 2) has two, and three names in the note
+    assert "5 holds, 5 fails, as predicted" in out
+
+
+def test_bounds_without_matrices_and_a_wrong_bound(run, tmp_path, monkeypatch):
+    true = theory.adversarial_loss_bound
+    monkeypatch.setattr(theory, "adversarial_loss_bound", lambda *args, **options: true(*args, **options) / 4(*args, **options))
+    status, out, _ = run(*BOUNDS, "--engine", "matrix_free", command="bounds")
+    assert status == 1
+    assert "matrix_free; cost of a network" in out
+    cells = records(tmp_path / "results" / "bounds-1")["cells"]
+    assert [cell["verdicts"]["chevet"] for cell in cells] == ["fails"] * 3
+    assert all(cell["law_exact"] for cell in cells)
+
+
+def test_bounds_interrupted_leaves_nothing(run, tmp_path, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep.Draws, "__iter__", interrupted)
+    status, _, err = run(*BOUNDS, "--out", "here", command="bounds")
+    assert (status, err) == (130, "mftadv: interrupted; nothing was written\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--eps", "0"], "eps: expected finite numbers > 0, got 0.0"),
+        (["--eps", "0.1", "nan"], "eps: expected finite numbers > 0, got nan"),
+        (["--p", "2", "0.5"], "p: expected a number in [1, inf], got 0.5"),
+        (["--q", "-1"], "q: expected a number in [1, inf], got -1"),
+        (["--dims", "16", "0"], "dims: expected positive integers, got 0"),
+        (["--outputs", "-1"], "outputs: expected positive integers, got -1"),
+        (["--attack", "hard"], "--attack"),
+        (["--networks", "1"], "networks: expected at least 2"),
+    ],
+)
+def test_bad_usage_of_bounds_is_one_line(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setattr(sweep, "draws", lambda *_, **__: pytest.fail("computed"))
+    status, out, err = run(*arguments, command="bounds")
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err + out
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_of_bounds(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "draws", lambda *_, **__: pytest.fail("compiled"))
+    status, out, _ = run("--dry-run", command="bounds")
+    assert status == 0
+    assert "24 programs" in out
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_command_and_help(capsys):

@@ -129,9 +129,9 @@ def _toward(problem: Problem, gradient: Array, key: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class LinearStarts:
-    """The best perturbation of the linear representation at x that the power method finds, of either sign."""
+    """The best perturbation of the linear representation at x that the power method finds; of both signs for 2."""
 
-    count = 2
+    count: int = 2
 
     def queries(self, input_dim: int, output_dim: int) -> tuple[int, int]:
         return 0, output_dim
@@ -141,7 +141,7 @@ class LinearStarts:
         v = maximising_vector(jacobian, problem.p, problem.q, key)[..., None]
         w = dual_vector(jnp.squeeze(jacobian @ v, -1), dual_exponent(problem.q))[..., None, :]
         row = w @ jacobian
-        return network, _toward(problem, jnp.concatenate([row, -row], axis=-2), key)
+        return network, _toward(problem, jnp.concatenate([row, -row][: self.count], axis=-2), key)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What the commands share: the options that say which networks, at which inputs, and where the results go."""
 
 import dataclasses
+import itertools
 import json
 import math
 from collections import Counter
@@ -22,6 +23,7 @@ from mftadv.network import engine_costs
 from mftadv.spec import NetworkSpec
 
 FAMILY_ERROR = 1e-3
+_NAMED = 3  # how many claims a note names; the table and the record have all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +184,8 @@ def finish(
             notes.setdefault(judgement.claim.note, {})[judgement.claim.quantity] = None
     console.print()
     for note, quantities in notes.items():
-        console.print(f"* {'; '.join(quantities)}: {note}", soft_wrap=True)
+        named = "; ".join(itertools.islice(quantities, _NAMED)) + "; ..." * (len(quantities) > _NAMED)
+        console.print(f"* {len(quantities)} x {note}: {named}", soft_wrap=True)
     counts = Counter(judgement.verdict for judgement in judged)
     console.print(
         f"{', '.join(f'{count} {verdict}' for verdict, count in counts.items())}; "
