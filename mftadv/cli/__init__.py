@@ -36,7 +36,7 @@ def _parse(arguments: Sequence[str] | None) -> Validate | Bounds:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; exit status: the command's, 2 for bad usage, 3 for a failing machine, 130 for Ctrl-C."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
     try:
         return _parse(arguments)(console)
     except ValueError as error:

@@ -120,9 +120,10 @@ def _bounds(args: Bounds, console: Console) -> int:
 
     cells, claims = [], []
     for run, sample in zip(runs, samples, strict=True):
-        arguments = (run.spec, run.xs, run.sizes, run.p, run.q, sample)
-        cells += [{"parts": run.parts, **cell} for cell in bounds.cells(*arguments)]
-        claims += bounds.claims(*arguments)
+        predicted = bounds.predictions(run.spec, run.xs, run.sizes, run.p, run.q)
+        arguments = (predicted, run.sizes, run.p, run.q, sample)
+        cells += [{"parts": run.parts, **cell} for cell in bounds.cells(run.spec, *arguments)]
+        claims += bounds.claims(run.spec, run.xs, *arguments)
     judged = judge([claim for group in claims for claim in group.values()], _options.FAMILY_ERROR)
     verdicts = iter(judged)
     for cell, group in zip(cells, claims, strict=True):

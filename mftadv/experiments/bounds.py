@@ -7,7 +7,7 @@ kind, which is of the loss from above: attack <= loss <= bound, where a bound de
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,7 +33,7 @@ from mftadv.network import init
 from mftadv.norms import operator_norm
 from mftadv.spec import NetworkSpec
 
-__all__ = ["CONFIDENCE", "Sample", "Statistic", "attack_for", "capacity", "cells", "claims", "exponent"]
+__all__ = ["CONFIDENCE", "Sample", "Statistic", "attack_for", "capacity", "cells", "claims", "exponent", "predictions"]
 
 KINDS = ("published", "leading", "chevet", "sharp")
 CONFIDENCE = 0.99  # of the bound that one network obeys
@@ -93,19 +93,23 @@ class Statistic:
 
 
 def cells(
-    spec: NetworkSpec, xs: Float[np.ndarray, "B d"], sizes: Sequence[float], p: float, q: float, sample: Sample
+    spec: NetworkSpec,
+    predicted: Mapping[str, np.ndarray],
+    sizes: Sequence[float],
+    p: float,
+    q: float,
+    sample: Sample,
 ) -> list[dict[str, Any]]:
     """What was measured beside what is predicted, one record for each size.
 
     Args:
         spec: the law, with concrete leaves.
-        xs: the inputs.
+        predicted: see `predictions`.
         sizes: eps of each.
         p: exponent of the perturbation's norm.
         q: exponent of the output's norm.
         sample: of the networks.
     """
-    predicted = {name: np.asarray(values) for name, values in _predictions(spec, xs, np.asarray(sizes), p, q).items()}
     records = []
     for i, eps in enumerate(sizes):
         loss, norm = (np.asarray(values[:, i], np.float64) for values in (sample.loss, sample.norm))
@@ -127,7 +131,13 @@ def cells(
 
 
 def claims(
-    spec: NetworkSpec, xs: Float[np.ndarray, "B d"], sizes: Sequence[float], p: float, q: float, sample: Sample
+    spec: NetworkSpec,
+    xs: Float[np.ndarray, "B d"],
+    predicted: Mapping[str, np.ndarray],
+    sizes: Sequence[float],
+    p: float,
+    q: float,
+    sample: Sample,
 ) -> list[dict[str, Claim]]:
     """The claims at every size, "chevet" and where there is one "published": the loss is at most that bound.
 
@@ -135,8 +145,6 @@ def claims(
     """
     excess, reason = width_excess(spec)
     growth = max(growth_along_input(spec, x, p, q) for x in xs)
-    with jax.enable_x64(True):
-        predicted = _predictions(spec, xs, np.asarray(sizes, np.float64), p, q)
     found = []
     for i, eps in enumerate(sizes):
         measured = statistics.mean_estimate(np.asarray(sample.loss[:, i], np.float64))
@@ -157,8 +165,15 @@ def claims(
     return found
 
 
+def predictions(
+    spec: NetworkSpec, xs: Float[np.ndarray, "B d"], sizes: Sequence[float], p: float, q: float
+) -> dict[str, np.ndarray]:
+    """The bound of each kind that has a coefficient, [E] each, at this width, at a confidence; and one step's loss."""
+    with jax.enable_x64(True):
+        return {name: np.asarray(v) for name, v in _predictions(spec, xs, np.asarray(sizes, np.float64), p, q).items()}
+
+
 def _predictions(spec: NetworkSpec, xs: np.ndarray, sizes: np.ndarray, p: float, q: float) -> dict[str, Any]:
-    """The bound of each kind that has a coefficient, [E] each, at this width, at a confidence; and one step."""
     found = {}
     norm = math.sqrt(float(np.mean(np.sum(xs**2, axis=-1))))
     ways: dict[str, Callable[[], Array]] = {
