@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: validate bounds test lint bench clean
+.PHONY: validate bounds test lint bench quality clean
 
 validate: $(VENV)/.cli
 	$(BIN)/mftadv validate
@@ -21,6 +21,9 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
+
+quality: $(VENV)/.peers
+	$(BIN)/python -m benchmarks.quality
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest .pytest_cache .ruff_cache .hypothesis *.egg-info
