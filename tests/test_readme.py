@@ -8,7 +8,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_examples_run_and_agree_with_theory(capsys):
-    first, second = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    first, second, third = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len([line for line in first.splitlines() if line.strip()]) <= 15
     names = {}
     exec(compile(first, "README.md", "exec"), names)
@@ -20,6 +20,9 @@ def test_the_examples_run_and_agree_with_theory(capsys):
     exec(compile(second.replace("1_000_000", "1_000"), "README.md", "exec"), names)
     assert names["law_exact"]
     assert (names["J"].shape, names["y"].shape) == ((1, 20), (1,))
+    exec(compile(third, "README.md", "exec"), names)
+    below, exactly, *_ = (float(re.findall(r"\d+\.\d+", line)[0]) for line in capsys.readouterr().out.splitlines())
+    assert 0 < below < exactly * (1 + 1e-5)  # in the 2-norm and the 1-norm of the outputs
 
 
 def test_the_commands_exist():
