@@ -145,7 +145,7 @@ def _bounds(args: Bounds, console: Console) -> int:
     }
     title = (
         f"{main.spec.block}, N={main.spec.width}, L={main.spec.depth}, {num_networks} networks, "
-        f"attack on {len(main.xs)} inputs"
+        f"attack on {len(main.xs)} input{'s' * (len(main.xs) > 1)}"
     )
     panels = report.loss_figure(f"{title}, d={main.spec.input_dim}, K={main.spec.output_dim}", cells)
     dimensions = report.dimensions_figure(f"{title}, gaussian inputs, eps={min(args.eps):g}, q=2", cells)
