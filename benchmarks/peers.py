@@ -178,16 +178,15 @@ def torchattacks_pgd(network: TorchNetwork, x: torch.Tensor, eps: float, p: floa
     import torchattacks
 
     class Model(torch.nn.Module):
-        weight = torch.nn.Parameter(network.embedding, requires_grad=False)  # where torchattacks looks for the device
-
         def forward(self, images):
-            moved = _rows(network, x + 4 * eps * (images[:, 0, 0] - 0.5)) - _rows(network, x)
+            moved = _rows(network, x + 4 * eps * (images[:, 0, 0] - 0.5)) - apply(network, x)
             value = moved.norm(dim=-1)
             return torch.stack([torch.zeros_like(value), value], dim=-1)
 
-    model = Model().to(DEVICE)
-    ball = {"eps": 0.25, "alpha": 0.05, "steps": steps} if p == 2 else {"eps": 0.25, "alpha": 0.0625, "steps": steps}
-    attack = (torchattacks.PGDL2 if p == 2 else torchattacks.PGD)(model, **ball)
+    model = Model()
+    model.weight = torch.nn.Parameter(network.embedding, requires_grad=False)  # torchattacks looks for a device there
+    library, step = (torchattacks.PGDL2, 1 / 5) if p == 2 else (torchattacks.PGD, 1 / 4)  # its own, as parts of eps
+    attack = library(model, eps=1 / 4, alpha=step / 4, steps=steps)
     images = torch.full((restarts, 1, 1, len(x)), 0.5, device=DEVICE)
     labels = torch.zeros(restarts, dtype=torch.long, device=DEVICE)
     return 4 * eps * (attack(images, labels)[:, 0, 0] - 0.5)
@@ -203,7 +202,7 @@ def foolbox_pgd(network: TorchNetwork, x: torch.Tensor, eps: float, p: float, st
 
     class Attack(base):
         def get_loss_fn(self, model, labels):
-            return lambda inputs: eagerpy.astensor((_rows(network, inputs.raw) - _rows(network, x)).norm(dim=-1).sum())
+            return lambda inputs: eagerpy.astensor((_rows(network, inputs.raw) - apply(network, x)).norm(dim=-1).sum())
 
     class Model(torch.nn.Module):
         def forward(self, inputs):
@@ -220,11 +219,8 @@ PGD = {"torchattacks": torchattacks_pgd, "foolbox": foolbox_pgd}
 
 
 def _rows(network: TorchNetwork, xs: torch.Tensor) -> torch.Tensor:
-    """Outputs [..., K] at inputs [..., d] of one network."""
-    h = xs @ network.embedding.T
-    for W, b in zip(network.weights, network.biases, strict=True):
-        h = torch.relu(h @ W.T + b)
-    return h @ network.readout.T
+    """The outputs [B, K] of one network at inputs [B, d]."""
+    return torch.func.vmap(lambda x: apply(network, x))(xs)
 
 
 def each(

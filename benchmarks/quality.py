@@ -78,17 +78,9 @@ def _regions(network: mf.Network, x: Array, eps: float, p: float) -> int:
     """Linear regions that 4096 random points of the ball see: a lower value of their number."""
     rng = np.random.default_rng(0)
     points = rng.dirichlet(np.ones(len(x)), 4096) if p == 1 else rng.uniform(size=(4096, len(x)))
-    h = (np.asarray(x) + eps * points * rng.choice((-1, 1), points.shape)) @ _entries(network.frozen.embedding).T
-    gates = []
-    for weight, bias in zip(network.params.weights, network.params.biases, strict=True):
-        z = h @ _entries(weight).T + np.asarray(bias)
-        gates.append(z >= 0)
-        h = np.maximum(z, 0)
-    return len(np.unique(np.concatenate(gates, axis=1), axis=0))
-
-
-def _entries(matrix: Any) -> np.ndarray:
-    return np.asarray(matrix.entries)
+    points = np.asarray(x) + np.float32(eps * points * rng.choice((-1, 1), points.shape))
+    preactivations = np.concatenate(oracle.value(network, points).at, axis=1)
+    return len(np.unique(preactivations >= 0, axis=0))
 
 
 def against_peers(num_networks: int, spec: mf.NetworkSpec = WIDE) -> Iterator[dict[str, Any]]:
@@ -99,7 +91,8 @@ def against_peers(num_networks: int, spec: mf.NetworkSpec = WIDE) -> Iterator[di
     from benchmarks import peers
 
     attack, restarts = named_attack("default", 2), 4
-    steps = -(-(sum(attack.queries(spec.input_dim, spec.output_dim)) + 64) // (2 * restarts))
+    screened = sum(getattr(start, "drawn", 0) for start in attack.starts)
+    steps = -(-(sum(attack.queries(spec.input_dim, spec.output_dim)) + screened) // (2 * restarts))
     for p, size in itertools.product((2.0, math.inf), SIZES):
         ours = jax.jit(lambda network, x, eps, key, p=p: mf.adversarial_loss(network, x, eps, p, 2, key).value)
         reached: dict[str, list[float]] = {"ours": [], **{name: [] for name in peers.PGD}}
@@ -109,19 +102,19 @@ def against_peers(num_networks: int, spec: mf.NetworkSpec = WIDE) -> Iterator[di
             eps = float(size * mf.vector_norm(x, 2)) / (1 if p == 2 else math.sqrt(spec.input_dim))
             reached["ours"].append(float(ours(network, x, eps, key)))
             for name, pgd in peers.PGD.items():
+                peers.torch.manual_seed(i)
                 eta = pgd(peers.share(network), peers.tensor(x), eps, p, steps, restarts)
                 base = oracle.value(network, x)
                 moved = oracle.difference(network, base, jnp.asarray(eta.numpy())).output
                 reached[name].append(float(jnp.max(mf.vector_norm(moved, 2))))
-        unit = np.array(reached["ours"])
         for name in peers.PGD:
-            ratios = np.array(reached[name]) / unit
+            ratios = np.array(reached[name]) / np.array(reached["ours"])
             yield {"peer": name, "p": p, "size": size, "steps": steps, "restarts": restarts, "ratios": ratios.tolist()}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
-    parser.add_argument("--networks", type=int, default=50, help="networks of each shape; four times as many in all")
+    parser.add_argument("--networks", type=int, default=50, help="networks of each of the four shapes")
     parser.add_argument("--out", type=Path, help="write the record to this JSON file")
     options = parser.parse_args(arguments)
     record: dict[str, Any] = {"environment": environment(), "exact": [], "peers": []}

@@ -59,25 +59,23 @@ def start(network: Any, eta: Array) -> Candidates:
     return Candidates(network, eta, zero[..., 0], zero, jnp.zeros(eta.shape[:-2], jnp.int32))
 
 
-def look(problem: Problem, candidates: Candidates) -> tuple[Candidates, Evaluation]:
-    """Evaluate every candidate and keep the best of each."""
+def climb(problem: Problem, candidates: Candidates) -> tuple[Candidates, Array, Array]:
+    """Evaluate every candidate and keep the best of each; the values now, and the gradients, 0 where not finite."""
     network, eta, value, best, nonfinite = candidates
-    at = oracle.difference(network or problem.source, problem.base, eta)
-    seen = vector_norm(at.output, problem.q)
+    network, at, seen = _look(problem, network, eta)
     finite = jnp.isfinite(seen)
     better = finite & (seen > value)
     value, best = jnp.where(better, seen, value), jnp.where(better[..., None], eta, best)
     nonfinite = nonfinite + jnp.sum(~finite, axis=-1, dtype=jnp.int32)
-    return Candidates(_kept(network, at.network), eta, value, best, nonfinite), at
-
-
-def climb(problem: Problem, candidates: Candidates) -> tuple[Candidates, Array, Array]:
-    """Evaluate every candidate: with the values now, and their gradients, taken as 0 where not finite."""
-    candidates, at = look(problem, candidates)
-    network, gradient = _pull(problem, candidates.network, at, dual_vector(at.output, dual_exponent(problem.q)))
+    network, gradient = _pull(problem, network, at, dual_vector(at.output, dual_exponent(problem.q)))
     sound = jnp.all(jnp.isfinite(gradient), axis=-1, keepdims=True)
-    seen = vector_norm(at.output, problem.q)
-    return candidates._replace(network=network), seen, jnp.where(sound, gradient, 0)
+    return Candidates(network, eta, value, best, nonfinite), seen, jnp.where(sound, gradient, 0)
+
+
+def _look(problem: Problem, network: Any, eta: Array) -> tuple[Any, Evaluation, Array]:
+    """The difference of f at each candidate, and its q-norm."""
+    at = oracle.difference(network or problem.source, problem.base, eta)
+    return _kept(network, at.network), at, vector_norm(at.output, problem.q)
 
 
 def _pull(problem: Problem, network: Any, at: Evaluation, cotangents: Array) -> tuple[Any, Array]:
@@ -105,8 +103,8 @@ def _screen(problem: Problem, network: Any, items: Array, build: Callable, count
     split = jnp.moveaxis(padded.reshape(*points, chunks, each, *items.shape[axis + 1 :]), axis, 0)
 
     def score(network, some):
-        at = oracle.difference(network or problem.source, problem.base, build(some))
-        return _kept(network, at.network), vector_norm(at.output, problem.q)
+        network, _, values = _look(problem, network, build(some))
+        return network, values
 
     network, scores = jax.lax.scan(score, network, split)
     scores = jnp.moveaxis(scores, 0, -2).reshape(*points, chunks * each)[..., :number]

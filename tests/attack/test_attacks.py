@@ -210,13 +210,13 @@ def test_gradients_that_vanish_at_the_input_do_not_stop_the_attack():
         ({"box": (1.5, 2.0)}, "x: expected an input in the box, got 5 entries outside"),
         ({"x": jnp.ones(4)}, "x: expected shape"),
         ({"net_or_f": 3}, "net_or_f: expected a Network or a function"),
-        ({"net_or_f": lambda x: x[:, None]}, "net_or_f: expected|too many"),
+        ({"net_or_f": lambda x: x[:, None]}, "net_or_f: expected one output of shape"),
         ({"net_or_f": jnp.sum}, "net_or_f: expected one output of shape"),
     ],
 )
 def test_bad_input(options, message):
     arguments = {"net_or_f": NET, "x": jnp.ones(5), "eps": 0.1, "p": 2, "q": 2, "key": KEY, **options}
-    with pytest.raises((ValueError, IndexError), match=message):
+    with pytest.raises(ValueError, match=message):
         mf.adversarial_loss(**arguments)
 
 

@@ -62,10 +62,9 @@ def test_formula_is_reached_and_never_exceeded(shape, p, q):
     directions /= np.abs(directions).max(axis=1, keepdims=True)  # so that no power vanishes
     ratios = np.linalg.norm(directions @ matrix.T, q, axis=1) / np.linalg.norm(directions, p, axis=1)
     assert ratios.max() == pytest.approx(norm, rel=1e-5)
-    if shape == (3, 5):
-        result = operator_norm(jnp.asarray(matrix), p, q)
-        assert result.exact is True
-        assert result.lower == result.upper == pytest.approx(norm, rel=1e-6)
+    result = operator_norm(jnp.asarray(matrix), p, q)
+    assert result.exact is True
+    assert result.lower == result.upper == pytest.approx(norm, rel=1e-6)
 
 
 @pytest.mark.parametrize(("p", "q"), [(INF, 1), (INF, 1.5), (INF, 2), (INF, 3.7), (1.5, 1), (2, 1), (3.7, 1)])
@@ -134,7 +133,8 @@ def test_bounds_enclose_a_scan_of_the_plane(p, q, no_enumeration):
     assert np.all(result.lower <= result.upper)
     np.testing.assert_allclose(result.lower[: len(truth)], truth, rtol=1e-5)
     assert np.all(result.upper[: len(truth)] >= truth * (1 - 1e-6))
-    assert np.all((result.upper / result.lower)[len(truth) :] < 1.5)
+    widest = 1.5 if (p, q) in ((4, 4 / 3), (INF, 2), (INF, 1)) else 1.3
+    assert np.all((result.upper / result.lower)[len(truth) :] < widest)
     transposed = jitted(dual(q), dual(p))(np.swapaxes(matrix, 1, 2))
     np.testing.assert_allclose(transposed.lower, result.lower, rtol=1e-5)
     np.testing.assert_allclose(transposed.upper, result.upper, rtol=1e-5)
