@@ -144,11 +144,11 @@ def init(
         noise = [jax.random.normal(key, (size,)) for key, size in zip([*keys[:2], *keys[4:]], sizes, strict=True)]
     else:  # of a length that every generator likes
         length = -(-sum(sizes) // 1024) * 1024
-        noise = jnp.split(_draw_if(weight_variance >= 0, keys[0], (length,), jnp.nan), np.cumsum(sizes))[:-1]
+        noise = jnp.split(draw_if(weight_variance >= 0, keys[0], (length,), jnp.nan), np.cumsum(sizes))[:-1]
     make = dense_gaussian if capacity is None else functools.partial(matrix_free_gaussian, capacity=capacity)
     matrices = [make(*each) for each in zip(noise, shapes, variances, strict=True)]
     embedding, readout, *weights = matrices
-    biases = jnp.sqrt(jnp.where(bias_variance > 0, bias_variance, 1)) * _draw_if(bias_variance > 0, keys[2], (L, N), 0)
+    biases = jnp.sqrt(jnp.where(bias_variance > 0, bias_variance, 1)) * draw_if(bias_variance > 0, keys[2], (L, N), 0)
     signs = jax.random.rademacher(keys[3], (L, N), float) if spec.block == "signed" else ()
     return Network(Params(tuple(weights), tuple(biases)), Frozen(embedding, readout, tuple(signs)), spec)
 
@@ -177,13 +177,14 @@ def _is_capacity(value: Any) -> bool:
     return counts and len(value) == 2
 
 
-def _draw_if(condition: Array, key: Array, shape: tuple[int, ...], otherwise: float) -> Array:
+def draw_if(condition: Array, key: Array, shape: tuple[int, ...], otherwise: float, dtype: Any = float) -> Array:
     """Standard normals, or a constant.
 
     Not only to save the draw: a compiler that fuses a draw into its uses repeats it in each, and it does not fuse
     through a branch.
     """
-    return jax.lax.cond(condition, lambda: jax.random.normal(key, shape), lambda: jnp.full(shape, otherwise, float))
+    draw = lambda: jax.random.normal(key, shape, dtype)  # noqa: E731
+    return jax.lax.cond(condition, draw, lambda: jnp.full(shape, otherwise, dtype))
 
 
 def apply(network: Network, x: Float[ArrayLike, "*B d"]) -> Float[Array, "*B K"]:

@@ -160,7 +160,7 @@ def bounds_table(title: str, cells: Sequence[Mapping[str, Any]], varied: str) ->
 
     Args:
         title: of the table.
-        cells: the records of `mftadv.experiments.bounds.cells`, with the "verdicts" on them.
+        cells: the records of `mftadv.experiments.bounds.cell`, with the "verdicts" on them.
         varied: what besides p and q differs from row to row, "eps", "d" or "K".
     """
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)

@@ -175,7 +175,10 @@ def _chunk(key, first, stop, spec, operands, *, statistic, batch_size, mesh, red
         index = first + offset + jnp.arange(local, dtype=jnp.int32)
         # Keys come from a loop of their own: fused into a draw, their derivation is repeated for every entry drawn.
         keys = jax.lax.map(lambda i: jax.random.fold_in(key, i), index)
-        values = jax.vmap(lambda key: statistic(key, spec, *operands))(keys)
+        if local == 1:  # left as it is: a vmap takes both branches of a condition, and products of one row slower code
+            values = jax.tree.map(lambda value: jnp.asarray(value)[None], statistic(keys[0], spec, *operands))
+        else:
+            values = jax.vmap(lambda key: statistic(key, spec, *operands))(keys)
         if not reduced:
             return values
         return jax.tree.map(lambda value: jax.tree.map(lambda m: m[None], moments(value, index < stop)), values)

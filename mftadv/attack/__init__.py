@@ -2,14 +2,13 @@
 
 from mftadv.attack._exact import ExactLoss, exact_adversarial_loss
 from mftadv.attack._loss import AdversarialLoss, Attack, adversarial_loss, capacity_for, named_attack
-from mftadv.attack._pieces import Ascent, GradientStarts, LinearStarts, PowerMethod, RandomStarts, Vertices
+from mftadv.attack._pieces import Ascent, LinearStarts, PowerMethod, RandomStarts, Vertices
 
 __all__ = [
     "AdversarialLoss",
     "Ascent",
     "Attack",
     "ExactLoss",
-    "GradientStarts",
     "LinearStarts",
     "PowerMethod",
     "RandomStarts",

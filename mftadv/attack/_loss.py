@@ -19,6 +19,7 @@ from mftadv.attack._pieces import (
     Vertices,
     climb,
     start,
+    with_jacobian,
 )
 from mftadv.network import Network
 from mftadv.oracle import Source
@@ -29,8 +30,8 @@ from mftadv.spec import NetworkSpec, check_exponent, concrete
 class Attack:
     """Starts, whose candidates all go through the same rules, one rule after the other.
 
-    The pieces of `mftadv.attack`: `LinearStarts`, `GradientStarts`, `RandomStarts` and `Vertices` start, `PowerMethod`
-    and `Ascent` are rules. Any frozen dataclass with their methods is one.
+    The pieces of `mftadv.attack`: `LinearStarts`, `RandomStarts` and `Vertices` start, `PowerMethod` and `Ascent` are
+    rules. Any frozen dataclass with their methods is one.
     """
 
     starts: tuple[Any, ...]
@@ -39,8 +40,14 @@ class Attack:
     def queries(self, input_dim: int, output_dim: int) -> tuple[int, int]:
         """How many differences and how many cotangents it asks for at one input."""
         looks = sum(piece.count for piece in self.starts) * (sum(rule.steps for rule in self.rules) + 1)
-        started = [piece.queries(input_dim, output_dim) for piece in self.starts]
-        return looks + sum(first for first, _ in started), looks + sum(second for _, second in started)
+        started = [piece.queries(input_dim) for piece in self.starts]
+        rows = output_dim * self.uses_jacobian
+        return looks + sum(first for first, _ in started), looks + rows + sum(second for _, second in started)
+
+    @property
+    def uses_jacobian(self) -> bool:
+        """Whether it asks for J(x), once for all starts."""
+        return any(piece.uses_jacobian for piece in self.starts)
 
 
 class AdversarialLoss(NamedTuple):
@@ -49,7 +56,8 @@ class AdversarialLoss(NamedTuple):
     `value` is |f(x + eta) - f(x)|_q for the `perturbation` eta, the best that was tried; `converged` says that the last
     quarter of the steps gained less than a part in a thousand and everything was finite; `history` holds the best
     value before each step; `nonfinite` counts candidates whose value was nan or infinite, which enter nothing else;
-    `network` is the one to ask next, None where the old one serves.
+    `network` is the one to ask next, None where the old one serves; `jacobian` is J(x), where the attack's starts use
+    it (those of the presets do), else None.
     """
 
     value: Float[Array, "*B"]
@@ -58,6 +66,7 @@ class AdversarialLoss(NamedTuple):
     history: Float[Array, "*B T"]
     nonfinite: Int[Array, "*B"]
     network: Network | None
+    jacobian: Any  # [*B, K, d]
 
     @property
     def law_exact(self) -> Any:
@@ -128,8 +137,10 @@ def adversarial_loss(
     if hidden is not None:
         each = attack.queries(d, base.output.shape[-1])
         hidden.check_room(*(math.prod(base.output.shape[:-1]) * number for number in each))
-    problem = Problem(net_or_f, base, d, jnp.asarray(eps, dtype), p, q, _box_of_eta(jnp.asarray(x, dtype), box))
+    problem = Problem(net_or_f, base, None, d, jnp.asarray(eps, dtype), p, q, _box_of_eta(jnp.asarray(x, dtype), box))
 
+    if attack.uses_jacobian:
+        hidden, problem = with_jacobian(problem, hidden)
     starts = []
     for i, piece in enumerate(attack.starts):
         hidden, eta = piece(problem, hidden, jax.random.fold_in(key, i))
@@ -148,6 +159,7 @@ def adversarial_loss(
         history,
         candidates.nonfinite,
         candidates.network,
+        problem.jacobian,
     )
 
 

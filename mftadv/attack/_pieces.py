@@ -1,14 +1,14 @@
 """The pieces that attacks are made of: where to start, and how to go on.
 
 All are written over the verbs of `mftadv.oracle`, for one input [d] or a block [B, d] with R candidates each. A piece
-is a value, so that equal ones share a compiled program, and `queries` says how many differences and how many
-cotangents it asks for at each input.
+is a value, so that equal ones share a compiled program; `queries` says how many differences and how many cotangents it
+asks for at each input, and `uses_jacobian` whether it reads J(x), which all starts of an attack share.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +16,23 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from mftadv import oracle
-from mftadv.network import Evaluation
+from mftadv.network import Evaluation, draw_if
 from mftadv.norms import dual_vector, maximise_linear, maximising_vector, project, vector_norm
 from mftadv.spec import dual_exponent
 
 _CHUNK = 128  # candidates evaluated at once where there are many
+_RESTARTS = 64  # of the search for the best perturbation of a linear function
 
 
 class Problem(NamedTuple):
-    """max |f(x + eta) - f(x)|_q over |eta|_p <= eps, with x + eta in the box; the box is one of eta."""
+    """max |f(x + eta) - f(x)|_q over |eta|_p <= eps, with x + eta in the box; the box is one of eta.
+
+    `jacobian` is J(x) [*B, K, d], None where no start uses it.
+    """
 
     source: Any
     base: Evaluation
+    jacobian: Any
     input_dim: int
     eps: Array
     p: float
@@ -83,10 +88,12 @@ def _pull(problem: Problem, network: Any, at: Evaluation, cotangents: Array) -> 
     return _kept(network, asked), rows
 
 
-def _jacobian(problem: Problem, network: Any) -> tuple[Any, Array]:
-    """J(x) of each input, by rows."""
+def with_jacobian(problem: Problem, network: Any) -> tuple[Any, Problem]:
+    """The problem that knows J(x) of each input, by rows."""
     output, K = problem.base.output, problem.output_dim
-    return _pull(problem, network, problem.base, jnp.broadcast_to(jnp.eye(K, dtype=output.dtype), (*output.shape, K)))
+    every = jnp.broadcast_to(jnp.eye(K, dtype=output.dtype), (*output.shape, K))
+    network, jacobian = _pull(problem, network, problem.base, every)
+    return network, problem._replace(jacobian=jacobian)
 
 
 def _kept(network: Any, asked: Any) -> Any:
@@ -118,46 +125,34 @@ def _best_response(problem: Problem, gradient: Array) -> Array:
     return maximise_linear(gradient, problem.eps, problem.p, *problem.box)
 
 
-def _toward(problem: Problem, gradient: Array, key: Array) -> Array:
-    """The best responses, to random gradients where these are 0 or not finite: no start is 0."""
-    useful = jnp.all(jnp.isfinite(gradient), -1, keepdims=True) & jnp.any(gradient != 0, -1, keepdims=True)
-    random = jax.random.normal(jax.random.fold_in(key, 1), gradient.shape, gradient.dtype)
-    return _best_response(problem, jnp.where(useful, gradient, random))
+def _draw(problem: Problem, key: Array, shape: tuple[int, ...]) -> Array:
+    """Standard normals of the precision of the output."""
+    return draw_if(problem.eps >= 0, key, shape, jnp.nan, problem.base.output.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearStarts:
-    """The best perturbation of the linear representation at x that the power method finds; of both signs for 2."""
+    """The best perturbation of the linear representation at x that is found; of both signs for 2.
+
+    Random directions where J is 0 or not finite: no start is 0.
+    """
 
     count: int = 2
+    uses_jacobian: ClassVar = True
 
-    def queries(self, input_dim: int, output_dim: int) -> tuple[int, int]:
-        return 0, output_dim
+    def queries(self, input_dim: int) -> tuple[int, int]:
+        return 0, 0
 
     def __call__(self, problem: Problem, network: Any, key: Key[Array, ""]) -> tuple[Any, Array]:
-        network, jacobian = _jacobian(problem, network)
-        v = maximising_vector(jacobian, problem.p, problem.q, key)[..., None]
+        jacobian = problem.jacobian
+        random = _draw(problem, key, (_RESTARTS, problem.input_dim))
+        v = maximising_vector(jacobian, problem.p, problem.q, random)[..., None]
         w = dual_vector(jnp.squeeze(jacobian @ v, -1), dual_exponent(problem.q))[..., None, :]
         row = w @ jacobian
-        return network, _toward(problem, jnp.concatenate([row, -row][: self.count], axis=-2), key)
-
-
-@dataclasses.dataclass(frozen=True)
-class GradientStarts:
-    """The best responses to the gradients of w . f at x, for random w; for w = 1 and w = -1 where K = 1."""
-
-    count: int
-
-    def queries(self, input_dim: int, output_dim: int) -> tuple[int, int]:
-        return 0, self.count
-
-    def __call__(self, problem: Problem, network: Any, key: Key[Array, ""]) -> tuple[Any, Array]:
-        output = problem.base.output
-        w = jax.random.normal(key, (*output.shape[:-1], self.count, problem.output_dim), output.dtype)
-        if problem.output_dim == 1:
-            w = jnp.broadcast_to(jnp.where(jnp.arange(self.count) % 2, -1, 1).astype(w.dtype)[:, None], w.shape)
-        network, rows = _pull(problem, network, problem.base, w)
-        return network, _toward(problem, rows, key)
+        rows = jnp.concatenate([row, -row][: self.count], axis=-2)
+        useful = jnp.all(jnp.isfinite(row), -1, keepdims=True) & jnp.any(row != 0, -1, keepdims=True)
+        rows = jnp.where(useful, rows, jnp.broadcast_to(random[: self.count], rows.shape))
+        return network, _best_response(problem, rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,14 +165,15 @@ class RandomStarts:
 
     count: int
     drawn: int = 0
+    uses_jacobian: ClassVar = False
 
-    def queries(self, input_dim: int, output_dim: int) -> tuple[int, int]:
+    def queries(self, input_dim: int) -> tuple[int, int]:
         return 0, 0
 
     def __call__(self, problem: Problem, network: Any, key: Key[Array, ""]) -> tuple[Any, Array]:
         output = problem.base.output
         number = max(self.count, self.drawn if network is None else 0)
-        directions = jax.random.normal(key, (*output.shape[:-1], number, problem.input_dim), output.dtype)
+        directions = _draw(problem, key, (*output.shape[:-1], number, problem.input_dim))
         inside = directions / vector_norm(directions, problem.p)[..., None] * problem.eps
         inside = inside if problem.box[0] is None else jnp.clip(inside, *problem.box)
         corner = (jnp.arange(number) % 2 == 0)[:, None]
@@ -194,17 +190,17 @@ class Vertices:
 
     count: int
     columns: int = 16
+    uses_jacobian: ClassVar = True
 
-    def queries(self, input_dim: int, output_dim: int) -> tuple[int, int]:
-        return 2 * min(self.columns, input_dim), output_dim
+    def queries(self, input_dim: int) -> tuple[int, int]:
+        return 2 * min(self.columns, input_dim), 0
 
     def __call__(self, problem: Problem, network: Any, key: Key[Array, ""]) -> tuple[Any, Array]:
         output, d = problem.base.output, problem.input_dim
         points = output.shape[:-1]
         columns = jnp.broadcast_to(jnp.arange(d), (*points, d))
         if network is not None:
-            network, jacobian = _jacobian(problem, network)
-            norms = vector_norm(jnp.swapaxes(jacobian, -1, -2), problem.q)
+            norms = vector_norm(jnp.swapaxes(problem.jacobian, -1, -2), problem.q)
             columns = jax.lax.top_k(norms, min(self.columns, d))[1]
         signed = jnp.concatenate([columns, columns + d], axis=-1)  # d more stands for the other sign
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mftadv import report, sweep
+from mftadv.attack import capacity_for
 from mftadv.cli import _options
 from mftadv.compare import judge
 from mftadv.data import load_inputs
@@ -60,34 +61,45 @@ class Bounds(_options.NetworkOptions):
 
 
 class _Run(NamedTuple):
-    """One program: networks attacked at some inputs, in one pair of norms, at all sizes."""
+    """Networks attacked at some inputs, in one pair of norms, at one size."""
 
     parts: tuple[str, ...]  # of the results that it belongs to
     spec: NetworkSpec
     xs: np.ndarray
-    sizes: tuple[float, ...]
+    eps: float
     p: float
     q: float
+
+    @property
+    def program(self) -> tuple:
+        """What runs that share it share a compiled program by."""
+        return self.p, self.q, self.xs.shape, self.spec.output_dim
+
+    def __str__(self) -> str:
+        shape = f"d={self.spec.input_dim} K={self.spec.output_dim}"
+        return f"{bounds.exponent(self.p)}->{bounds.exponent(self.q)} {shape} eps={self.eps:g}"
 
 
 def _bounds(args: Bounds, console: Console) -> int:
     _check(args)
     setup = _options.prepare(args, "bounds")
     runs = list(_runs(args, setup))
-    main = runs[0]
+    firsts = {run.program: run for run in reversed(runs)}
     rooms = (
-        bounds.capacity(run.spec, len(run.xs), bounds.attack_for("matrix_free", args.attack, run.p)) for run in runs
+        capacity_for(
+            run.spec, adversarial_loss=len(run.xs), attack=bounds.attack_for("matrix_free", args.attack, run.p)
+        )
+        for run in runs
     )
     room = tuple(max(side) for side in zip(*rooms, strict=True))
     console.print(f"inputs    {escape(setup.data.preprocessing)}")
     engine, cost = _options.choose_engine(console, args.engine, setup.spec, room)
-    total = sum(len(run.sizes) for run in runs) * cost
-    num_networks = args.networks or int(min(_MOST, max(_LEAST, _AFFORDABLE // total)))
+    num_networks = args.networks or int(min(_MOST, max(_LEAST, _AFFORDABLE // (len(runs) * cost))))
     batch_size = max(1, min(num_networks, int(_BATCH // cost)))
     console.print(_options.describe(setup.spec, num_networks))
     console.print(
-        f"plan      {len(runs)} programs, one for each p, q and shape: {len(args.p) * len(args.q)} at the inputs, "
-        f"{len(runs) - len(args.p) * len(args.q)} over d and K; chunks of {batch_size} networks"
+        f"plan      {len(runs)} runs, one for each p, q, eps, d and K, by {len(firsts)} programs, one for each p, q, d "
+        f"and K; chunks of {batch_size} networks"
     )
     if args.dry_run:
         return 0
@@ -95,7 +107,7 @@ def _bounds(args: Bounds, console: Console) -> int:
     def compiled(run: _Run) -> sweep.Draws:
         with jax.enable_x64(args.x64):  # which belongs to a thread
             statistic = bounds.Statistic(run.p, run.q, bounds.attack_for(engine, args.attack, run.p), engine)
-            operands = jnp.asarray(run.xs, float), jnp.asarray(run.sizes, float)
+            operands = jnp.asarray(run.xs, float), jnp.asarray(run.eps, float)
             return sweep.draws(
                 statistic, setup.key, run.spec, *operands, num_networks=num_networks, batch_size=batch_size
             )
@@ -103,27 +115,24 @@ def _bounds(args: Bounds, console: Console) -> int:
     start, samples = time.perf_counter(), []
     pool = ThreadPoolExecutor(max_workers=2)  # programs are compiled while others run
     try:
-        programs = [pool.submit(compiled, run) for run in runs]
+        programs = {run.program: pool.submit(compiled, run) for run in runs if run is firsts[run.program]}
         with _options.progress_bar(console) as progress:
             task = progress.add_task("", total=len(runs) * num_networks)
-            for run, program in zip(runs, programs, strict=True):
-                name = (
-                    f"{bounds.exponent(run.p)}->{bounds.exponent(run.q)} d={run.spec.input_dim} K={run.spec.output_dim}"
-                )
-                progress.update(task, description=f"compiling {name}")
-                draws = program.result()
-                progress.update(task, description=f"attacking {name}")
-                samples.append(_options.collect(draws, lambda done: progress.advance(task, done)))
+            for run in runs:
+                progress.update(task, description=f"compiling {run}")
+                programs[run.program].result()
+                progress.update(task, description=f"attacking {run}")
+                samples.append(_options.collect(compiled(run), lambda done: progress.advance(task, done)))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     seconds = time.perf_counter() - start
 
     cells, claims = [], []
     for run, sample in zip(runs, samples, strict=True):
-        predicted = bounds.predictions(run.spec, run.xs, run.sizes, run.p, run.q)
-        arguments = (predicted, run.sizes, run.p, run.q, sample)
-        cells += [{"parts": run.parts, **cell} for cell in bounds.cells(run.spec, *arguments)]
-        claims += bounds.claims(run.spec, run.xs, *arguments)
+        predicted = bounds.predictions(run.spec, run.xs, run.eps, run.p, run.q)
+        arguments = (predicted, run.eps, run.p, run.q, sample)
+        cells.append({"parts": run.parts, **bounds.cell(run.spec, *arguments)})
+        claims.append(bounds.claims(run.spec, run.xs, *arguments))
     judged = judge([claim for group in claims for claim in group.values()], _options.FAMILY_ERROR)
     verdicts = iter(judged)
     for cell, group in zip(cells, claims, strict=True):
@@ -137,12 +146,13 @@ def _bounds(args: Bounds, console: Console) -> int:
         )
     record = {
         "certificate": _options.certificate(args, setup, num_networks, engine, batch_size),
-        "seconds": {"compile": sum(program.result().compile_seconds for program in programs), "run": seconds},
-        "programs": len(runs),
+        "seconds": {"compile": sum(program.result().compile_seconds for program in programs.values()), "run": seconds},
+        "programs": len(programs),
         "family_error": _options.FAMILY_ERROR,
         "cells": cells,
         "claims": [judgement.as_dict() for judgement in judged],
     }
+    main = runs[0]
     title = (
         f"{main.spec.block}, N={main.spec.width}, L={main.spec.depth}, {num_networks} networks, "
         f"attack on {len(main.xs)} input{'s' * (len(main.xs) > 1)}"
@@ -177,7 +187,8 @@ def _check(args: Bounds) -> None:
 def _runs(args: Bounds, setup: _options.Setup) -> Iterator[_Run]:
     sizes = tuple(sorted(args.eps))
     for p, q in itertools.product(args.p, args.q):
-        yield _Run(("inputs",), setup.spec, setup.data.values, sizes, p, q)
+        for eps in sizes:
+            yield _Run(("inputs",), setup.spec, setup.data.values, eps, p, q)
     first = args.dims[0]
     shapes: dict[tuple[int, int], tuple[str, ...]] = {(d, args.output_dim): ("d",) for d in args.dims}
     for K in args.outputs:
@@ -186,4 +197,4 @@ def _runs(args: Bounds, setup: _options.Setup) -> Iterator[_Run]:
         xs = load_inputs("gaussian", args.inputs, args.seed, input_dim=d).values
         spec = dataclasses.replace(setup.spec, input_dim=d, output_dim=K)
         for p in args.p:
-            yield _Run(parts, spec, xs, sizes[:1], p, 2.0)
+            yield _Run(parts, spec, xs, sizes[0], p, 2.0)

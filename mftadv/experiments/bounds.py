@@ -7,7 +7,7 @@ kind, which is of the loss from above: attack <= loss <= bound, where a bound de
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,12 +28,11 @@ from mftadv.attack import (
 )
 from mftadv.compare import Claim
 from mftadv.experiments.distribution import exponent, growth_along_input, width_excess
-from mftadv.linear import linear_representation
 from mftadv.network import init
 from mftadv.norms import operator_norm
 from mftadv.spec import NetworkSpec
 
-__all__ = ["CONFIDENCE", "Sample", "Statistic", "attack_for", "capacity", "cells", "claims", "exponent", "predictions"]
+__all__ = ["CONFIDENCE", "Sample", "Statistic", "attack_for", "cell", "claims", "exponent", "predictions"]
 
 KINDS = ("published", "leading", "chevet", "sharp")
 CONFIDENCE = 0.99  # of the bound that one network obeys
@@ -43,13 +42,13 @@ _GROWTH = 0.05
 
 
 class Sample(NamedTuple):
-    """What is kept of n networks at B inputs for E sizes (without the leading n of a single network's)."""
+    """What is kept of n networks at B inputs for one size (without the leading n of a single network's)."""
 
-    loss: Float[Any, "n E B"]
-    norm: Float[Any, "n E B"]  # |J(x)|_{p->q}, from below where it is NP-hard
-    converged: Any  # [n, E, B]
-    nonfinite: Any  # [n, E, B]
-    law_exact: Any  # [n, E]
+    loss: Float[Any, "n B"]
+    norm: Float[Any, "n B"]  # |J(x)|_{p->q}, from below where it is NP-hard
+    converged: Any  # [n, B]
+    nonfinite: Any  # [n, B]
+    law_exact: Any  # [n]
 
 
 def attack_for(engine: str, attack: str, p: float) -> Attack:
@@ -57,11 +56,6 @@ def attack_for(engine: str, attack: str, p: float) -> Attack:
     if engine == "matrix_free" and attack == "default":
         return Attack((LinearStarts(1),), (PowerMethod(2), Ascent(6)))
     return named_attack(attack, p)
-
-
-def capacity(spec: NetworkSpec, num_inputs: int, attack: Attack) -> tuple[int, int]:
-    """The capacity of a matrix-free network that is asked for J and attacked once."""
-    return capacity_for(spec, linear_representation=num_inputs, adversarial_loss=num_inputs, attack=attack)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,100 +72,80 @@ class Statistic:
     engine: str
 
     def __call__(
-        self, key: Key[Array, ""], spec: NetworkSpec, xs: Float[Array, "B d"], sizes: Float[Array, " E"]
+        self, key: Key[Array, ""], spec: NetworkSpec, xs: Float[Array, "B d"], eps: Float[Array, ""]
     ) -> Sample:
-        room = capacity(spec, len(xs), self.attack) if self.engine == "matrix_free" else None
-
-        def at_size(eps):
-            network = init(key, spec, self.engine, room)
-            rep = linear_representation(network, xs)
-            found = adversarial_loss(rep.network or network, xs, eps, self.p, self.q, key, self.attack)
-            norm = operator_norm(rep.jacobian, self.p, self.q, key).lower
-            return Sample(found.value, norm, found.converged, found.nonfinite, jnp.asarray(found.law_exact))
-
-        return jax.lax.map(at_size, sizes)
+        room = capacity_for(spec, adversarial_loss=len(xs), attack=self.attack)
+        network = init(key, spec, self.engine, room if self.engine == "matrix_free" else None)
+        found = adversarial_loss(network, xs, eps, self.p, self.q, key, self.attack)
+        norm = operator_norm(found.jacobian, self.p, self.q, key).lower
+        return Sample(found.value, norm, found.converged, found.nonfinite, jnp.asarray(found.law_exact))
 
 
-def cells(
-    spec: NetworkSpec,
-    predicted: Mapping[str, np.ndarray],
-    sizes: Sequence[float],
-    p: float,
-    q: float,
-    sample: Sample,
-) -> list[dict[str, Any]]:
-    """What was measured beside what is predicted, one record for each size.
+def cell(
+    spec: NetworkSpec, predicted: Mapping[str, float], eps: float, p: float, q: float, sample: Sample
+) -> dict[str, Any]:
+    """What was measured beside what is predicted, as a record.
 
     Args:
         spec: the law, with concrete leaves.
         predicted: see `predictions`.
-        sizes: eps of each.
+        eps: size of the perturbation.
         p: exponent of the perturbation's norm.
         q: exponent of the output's norm.
         sample: of the networks.
     """
-    records = []
-    for i, eps in enumerate(sizes):
-        loss, norm = (np.asarray(values[:, i], np.float64) for values in (sample.loss, sample.norm))
-        estimate = statistics.mean_estimate(loss)
-        theirs = {name: _number(values[i]) for name, values in predicted.items()}
-        records.append(
-            {
-                "p": exponent(p), "q": exponent(q), "eps": float(eps), "d": spec.input_dim, "K": spec.output_dim,
-                "loss": estimate.value, "standard_error": estimate.standard_error,
-                "quantiles": dict(zip(("05", "50", "95"), np.quantile(loss, (0.05, 0.5, 0.95)).tolist(), strict=True)),
-                "eps_norm": float(eps * norm.mean()),
-                **theirs,
-                "tightness": estimate.value / float(predicted["chevet"][i]),
-                "converged": float(np.mean(sample.converged[:, i])),
-                "nonfinite": int(np.sum(sample.nonfinite[:, i])), "law_exact": bool(np.all(sample.law_exact[:, i])),
-            }
-        )  # fmt: skip
-    return records
+    loss = np.asarray(sample.loss, np.float64)
+    estimate = statistics.mean_estimate(loss)
+    return {
+        "p": exponent(p), "q": exponent(q), "eps": float(eps), "d": spec.input_dim, "K": spec.output_dim,
+        "loss": estimate.value, "standard_error": estimate.standard_error,
+        "quantiles": dict(zip(("05", "50", "95"), np.quantile(loss, (0.05, 0.5, 0.95)).tolist(), strict=True)),
+        "eps_norm": float(eps * np.mean(sample.norm, dtype=np.float64)),
+        **{name: value if math.isfinite(value) else None for name, value in predicted.items()},
+        "tightness": estimate.value / predicted["chevet"],
+        "converged": float(np.mean(sample.converged)),
+        "nonfinite": int(np.sum(sample.nonfinite)), "law_exact": bool(np.all(sample.law_exact)),
+    }  # fmt: skip
 
 
 def claims(
     spec: NetworkSpec,
     xs: Float[np.ndarray, "B d"],
-    predicted: Mapping[str, np.ndarray],
-    sizes: Sequence[float],
+    predicted: Mapping[str, float],
+    eps: float,
     p: float,
     q: float,
     sample: Sample,
-) -> list[dict[str, Claim]]:
-    """The claims at every size, "chevet" and where there is one "published": the loss is at most that bound.
+) -> dict[str, Claim]:
+    """The claims "chevet" and, where there is one, "published": the loss is at most that bound.
 
     Chevet's is of infinite width, where |J| has its least mean: the claim is about this width.
     """
     excess, spread = width_excess(spec)
     grows = "|J| grows a little inside the ball"
     growth = max(growth_along_input(spec, x, p, q) for x in xs)
-    found = []
-    for i, eps in enumerate(sizes):
-        measured = statistics.mean_estimate(np.asarray(sample.loss[:, i], np.float64))
-        name = f"L_adv {exponent(p)}->{exponent(q)}, d={spec.input_dim}, K={spec.output_dim}, eps={eps:g}"
-        options = {"kind": "at_most", "allowance": _GROWTH, "reason": grows}
-        note = "with the growth along x" if growth else ""
-        bound = float(predicted["at_width"][i]) + eps * growth
-        found.append({"chevet": Claim.of(f"{name}, Chevet at this width", bound, measured, note=note, **options)})
-        if "published" in predicted:
-            # the norm of one row is below that of all: where the mean itself is not known, it stands in
-            least = float(predicted["sharp"][i] if "sharp" in predicted else _bound(spec, eps, p, 1.0, "sharp", rows=1))
-            published = float(predicted["published"][i])
-            holds = published >= 0.99 * least and not growth
-            options |= {"scale": least, "expected": "holds" if holds else "fails"}
-            allowed = (_GROWTH + excess, f"{grows}; {spread}" if spread else grows) if holds else (0.0, "")
-            options |= dict(zip(("allowance", "reason"), allowed, strict=True))
-            note = "" if holds else "the published coefficient is no upper bound here"
-            found[-1]["published"] = Claim.of(f"{name}, published", published, measured, note=note, **options)
+    measured = statistics.mean_estimate(np.asarray(sample.loss, np.float64))
+    name = f"L_adv {exponent(p)}->{exponent(q)}, d={spec.input_dim}, K={spec.output_dim}, eps={eps:g}"
+    options = {"kind": "at_most", "allowance": _GROWTH, "reason": grows}
+    note = "with the growth along x" if growth else ""
+    bound = predicted["at_width"] + eps * growth
+    found = {"chevet": Claim.of(f"{name}, Chevet at this width", bound, measured, note=note, **options)}
+    if "published" in predicted:
+        # the norm of one row is below that of all: where the mean itself is not known, it stands in
+        least = predicted["sharp"] if "sharp" in predicted else float(_bound(spec, eps, p, 1.0, "sharp", rows=1))
+        published = predicted["published"]
+        holds = published >= 0.99 * least and not growth
+        options |= {"scale": least, "expected": "holds" if holds else "fails"}
+        allowed = (_GROWTH + excess, f"{grows}; {spread}" if spread else grows) if holds else (0.0, "")
+        options |= dict(zip(("allowance", "reason"), allowed, strict=True))
+        note = "" if holds else "the published coefficient is no upper bound here"
+        found["published"] = Claim.of(f"{name}, published", published, measured, note=note, **options)
     return found
 
 
-def predictions(
-    spec: NetworkSpec, xs: Float[np.ndarray, "B d"], sizes: Sequence[float], p: float, q: float
-) -> dict[str, np.ndarray]:
-    """The bound of each kind that has a coefficient, [E] each, at this width, at a confidence; and one step's loss."""
-    found, eps = {}, np.asarray(sizes, np.float64)
+def predictions(spec: NetworkSpec, xs: Float[np.ndarray, "B d"], eps: float, p: float, q: float) -> dict[str, float]:
+    """The bound of each kind that has a coefficient, at this width, at a confidence; and one step's loss."""
+    found: dict[str, float] = {}
     norm = math.sqrt(float(np.mean(np.sum(xs**2, axis=-1))))
     ways: dict[str, Callable[[], Array]] = {
         **{kind: partial(_bound, spec, eps, p, q, kind) for kind in KINDS},
@@ -182,14 +156,10 @@ def predictions(
     for name, way in ways.items():
         # not every pair, block and shape has every prediction
         with jax.enable_x64(True), contextlib.suppress(ValueError):
-            found[name] = np.asarray(way())
+            found[name] = float(way())
     return found
 
 
 def _bound(spec: NetworkSpec, eps: Any, p: float, q: float, kind: str, rows: int | None = None) -> Array:
     spec = dataclasses.replace(spec, output_dim=rows) if rows else spec
     return theory.adversarial_loss_bound(spec, eps, p, q, kind=kind)
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -111,7 +111,8 @@ def operator_norm(
     if exact:
         lower = upper = _compute(matrix, p, q)
     else:
-        v = maximising_vector(matrix, p, q, jax.random.key(0) if key is None else key, restarts)
+        random = jax.random.normal(jax.random.key(0) if key is None else key, (restarts, d), matrix.dtype)
+        v = maximising_vector(matrix, p, q, random)
         image = jnp.squeeze(jnp.matmul(matrix, v[..., None], precision=matmul_precision()), -1)
         norm = vector_norm(v, p)
         lower = vector_norm(image, q) / jnp.where(norm == 0, 1, norm)
@@ -153,12 +154,20 @@ def _enumerate(matrix: Array, q: float) -> Array:
 
 
 def maximising_vector(
-    matrix: Float[Array, "*batch K d"], p: float, q: float, key: Key[Array, ""], restarts: int = 64
+    matrix: Float[Array, "*batch K d"], p: float, q: float, random: Float[Array, "R d"]
 ) -> Float[Array, "*batch d"]:
-    """The v with |v|_p = 1 of the largest |M v|_q that the ascent of `operator_norm` finds; 0 where M = 0."""
-    K, d = matrix.shape[-2:]
-    random = jax.random.normal(key, (restarts, d), matrix.dtype)
-    rows = jax.lax.top_k(vector_norm(matrix, dual_exponent(p)), min(K, max(1, restarts // 4)))[1]
+    """The v with |v|_p = 1 of the largest |M v|_q: by formula, or the best that the ascent of `operator_norm` finds.
+
+    The ascents start at `random` vectors and at the largest rows and columns; where M = 0, v says nothing.
+    """
+    (K, d), restarts = matrix.shape[-2:], len(random)
+    if p == 1:
+        return jax.nn.one_hot(jnp.argmax(vector_norm(matrix.mT, q), axis=-1), d, dtype=matrix.dtype)
+    row_norms = vector_norm(matrix, dual_exponent(p))
+    if q == math.inf or K == 1:
+        longest = jnp.argmax(row_norms, axis=-1)[..., None, None]
+        return dual_vector(jnp.take_along_axis(matrix, longest, axis=-2)[..., 0, :], p)
+    rows = jax.lax.top_k(row_norms, min(K, max(1, restarts // 4)))[1]
     columns = jax.lax.top_k(vector_norm(matrix.mT, q), min(d, max(1, restarts // 4)))[1]
     starts = [
         jnp.broadcast_to(random, (*matrix.shape[:-2], restarts, d)),

@@ -34,6 +34,8 @@ def vector_norm(x: Float[Array, "*rows n"], p: float) -> Float[Array, "*rows"]:
     x = x * jax.lax.stop_gradient(jnp.sign(x))  # |x|, of derivative 0 at 0, where that of `abs` is 1
     if p == math.inf:
         return jnp.max(x, axis=-1)
+    if p == 1:
+        return jnp.sum(x, axis=-1)
     # The norm does not depend on the unit, so neither need its derivative.
     unit = jax.lax.stop_gradient(_unit(x))
     total = jnp.sum((x / unit) ** p, axis=-1)
@@ -63,10 +65,13 @@ def dual_vector(g: Float[Array, "*rows n"], p: float) -> Float[Array, "*rows n"]
     if p == math.inf:
         return jnp.sign(g)
     if p == 1:
-        return jnp.sign(g) * jax.nn.one_hot(jnp.argmax(size, axis=-1), g.shape[-1], dtype=g.dtype)
+        # to a compiler less than an argmax: two plain reductions
+        place = jax.lax.broadcasted_iota(jnp.int32, g.shape, g.ndim - 1)
+        largest = jnp.where(size == jnp.max(size, axis=-1, keepdims=True), place, g.shape[-1])
+        return jnp.where(place == jnp.min(largest, axis=-1, keepdims=True), jnp.sign(g), 0)
     power = (size / _unit(size)) ** (1 / (p - 1))
-    norm = vector_norm(power, p)[..., None]
-    return jnp.sign(g) * power / jnp.where(norm == 0, 1, norm)
+    total = jnp.sum(power**p, axis=-1, keepdims=True)  # of largest term 1
+    return jnp.sign(g) * power / jnp.where(total == 0, 1, total) ** (1 / p)
 
 
 def maximise_linear(
@@ -158,7 +163,10 @@ def project(
     boxed = x if box is None else jnp.clip(x, *box)
     if p == math.inf:
         return jnp.clip(boxed, -radius, radius)
-    eta = maximise_linear(x, radius[..., 0], p, lower, upper) if p == 2 else _shrink(x, boxed, radius, p)
+    if p == 2:  # along x, wherever the box lets it
+        eta = x if box is None else maximise_linear(x, radius[..., 0], p, lower, upper)
+    else:
+        eta = _shrink(x, boxed, radius, p)
     # A hair inside, so that its norm, summed again in another order, is not found outside.
     norm, most = vector_norm(eta, p)[..., None], radius * (1 - 2 * jnp.finfo(x.dtype).eps)
     eta = eta * jnp.minimum(most / jnp.where(norm > 0, norm, 1), 1)

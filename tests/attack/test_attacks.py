@@ -11,10 +11,10 @@ import pytest
 import mftadv as mf
 from benchmarks.quality import PAIRS, SIZES, against_exact
 from mftadv import oracle
-from mftadv.attack import Ascent, GradientStarts, LinearStarts, PowerMethod, RandomStarts, Vertices
+from mftadv.attack import Ascent, LinearStarts, PowerMethod, RandomStarts, Vertices
 
 INF = math.inf
-STARTS = (Vertices(2), LinearStarts(), GradientStarts(2), RandomStarts(2, drawn=8))
+STARTS = (Vertices(2), LinearStarts(), RandomStarts(2, drawn=8))
 ALL = mf.Attack(STARTS, (PowerMethod(2), Ascent(6)))
 FGSM = mf.Attack((RandomStarts(1),), (PowerMethod(1),))
 ATTACKS = {"default": "default", "FGSM": FGSM, "all pieces": ALL}
