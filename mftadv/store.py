@@ -1,14 +1,17 @@
 """Results on disk: written whole or not at all, never over older ones unless told so, with their birth certificate."""
 
 import contextlib
+import hashlib
 import importlib.metadata
 import itertools
+import json
 import math
+import os
 import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import numpy as np
 from mftadv.matrices import matmul_precision
 from mftadv.spec import NetworkSpec
 
-__all__ = ["birth_certificate", "check_vacant", "next_vacant", "write_run"]
+__all__ = ["Kept", "birth_certificate", "check_vacant", "next_vacant", "write_run"]
 
 
 def birth_certificate(
@@ -142,6 +145,45 @@ def write_run(directory: Path, files: Mapping[str, Callable[[Path], Any]], *, ov
             if old.exists() and not directory.exists():
                 old.rename(directory)
             raise
+
+
+class Kept:
+    """The parts of a run that are done, each on disk as soon as it is, for the same run to go on after an interruption.
+
+    They lie in a hidden folder beside the results, named after all that the numbers depend on: the birth certificate,
+    save where the results go, and the source of this package.
+
+    Args:
+        directory: where the results will go.
+        certificate: see `birth_certificate`.
+    """
+
+    def __init__(self, directory: Path, certificate: Mapping[str, Any]):
+        elsewhere = {"out", "overwrite", "dry_run"}
+        arguments = {name: value for name, value in certificate["arguments"].items() if name not in elsewhere}
+        identity = json.dumps({**certificate, "arguments": arguments}, sort_keys=True).encode()
+        for path in sorted(Path(__file__).parent.rglob("*.py")):
+            identity += path.read_bytes()
+        self.folder = directory.resolve().parent / f".mftadv-{hashlib.sha256(identity).hexdigest()[:16]}"
+
+    def load(self, part: str) -> list[np.ndarray] | None:
+        """The arrays of a part, None where it is not done."""
+        try:
+            with np.load(self.folder / f"{part}.npz") as arrays:
+                return list(arrays.values())
+        except FileNotFoundError:
+            return None
+
+    def save(self, part: str, arrays: Sequence[np.ndarray]) -> None:
+        """Keep a part, in one step."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
+            np.savez(file, *arrays)
+        os.replace(file.name, self.folder / f"{part}.npz")
+
+    def discard(self) -> None:
+        """Forget all parts: the results are written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

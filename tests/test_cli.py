@@ -9,6 +9,7 @@ import pytest
 
 from mftadv import cli, sweep, theory
 from mftadv.cli import _options, _validate
+from mftadv.experiments import bounds
 
 BOUNDS = ["--width", "24", "--depth", "2", "--networks", "60", "--data", "gaussian", "--input-dim", "4",
           "--output-dim", "2", "--p", "inf", "--q", "2", "--eps", "1", "0.1", "--dims", "4",
@@ -166,16 +167,17 @@ def test_an_existing_result_is_refused_and_overwritten_when_told(run, tmp_path):
 
 
 def test_bounds_writes_what_it_says(run, tmp_path, monkeypatch):
-    programs, draws = [], sweep.draws
-    monkeypatch.setattr(sweep, "draws", lambda *args, **options: programs.append(None) or draws(*args, **options))
+    traces, found = [], bounds.adversarial_loss
+    monkeypatch.setattr(bounds, "adversarial_loss", lambda *args: traces.append(None) or found(*args))
     status, out, err = run(*BOUNDS, "--dims", "4", "8", "--outputs", "2", "1", command="bounds")
     assert (status, err) == (0, "")
     folder = tmp_path / "results" / "bounds-1"
     assert {path.name for path in folder.iterdir()} == {"results.json", "loss.png", "dimensions.png"}
     assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("loss.png", "dimensions.png"))
     record = records(folder)
-    # one at the inputs for all sizes, and one for each of (d, K) = (4, 2), (8, 2), (4, 1): nothing twice
-    assert len(programs) == record["programs"] == 4
+    # one for each of (d, K) = (4, 2), at the inputs of all sizes and at gaussian ones, (8, 2), (4, 1): nothing twice
+    assert record["programs"] == 3
+    assert len(traces) == 2 * 3  # for the shapes and for the program
     assert [(cell["eps"], cell["d"], cell["K"], cell["parts"]) for cell in record["cells"]] == [
         *[(0.1, 4, 2, ["inputs"]), (1.0, 4, 2, ["inputs"])],
         *[(0.1, 4, 2, ["d", "K"]), (0.1, 8, 2, ["d"]), (0.1, 4, 1, ["K"])],
@@ -213,6 +215,31 @@ def test_bounds_interrupted_leaves_nothing(run, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_bounds_goes_on_after_an_interruption(run, tmp_path, monkeypatch):
+    collect, collected = _options.collect, []
+
+    def stopped(draws, advance):
+        if len(collected) == 2:
+            raise KeyboardInterrupt
+        collected.append(None)
+        return collect(draws, advance)
+
+    monkeypatch.setattr(_options, "collect", stopped)
+    status, _, err = run(*BOUNDS, "--out", "here", command="bounds")
+    assert (status, err) == (130, "mftadv: interrupted; the same command goes on from there\n")
+    assert not (tmp_path / "here").exists()
+    monkeypatch.setattr(_options, "collect", lambda *args: collected.append(None) or collect(*args))
+    assert "going on" not in run(*BOUNDS, "--out", "other", "--seed", "1", command="bounds")[1]
+    collected.clear()
+    status, out, _ = run(*BOUNDS, "--out", "here", command="bounds")
+    assert status == 0
+    assert "going on  2 of 3 runs were done before" in out
+    assert len(collected) == 1
+    assert run(*BOUNDS, "--out", "whole", command="bounds")[0] == 0
+    assert records(tmp_path / "here")["cells"] == records(tmp_path / "whole")["cells"]
+    assert {path.name for path in tmp_path.iterdir()} == {"here", "other", "whole"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -240,7 +267,8 @@ def test_dry_run_of_bounds(run, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "draws", lambda *_, **__: pytest.fail("compiled"))
     status, out, _ = run("--dry-run", command="bounds")
     assert status == 0
-    assert "24 programs" in out
+    assert "51 runs" in out
+    assert "21 programs" in out
     assert not list(tmp_path.iterdir())
 
 

@@ -97,6 +97,28 @@ def test_next_vacant(tmp_path):
     assert store.next_vacant(stem).name == "validate-2"
 
 
+def test_parts_are_kept_for_the_same_run_alone(tmp_path, monkeypatch):
+    certificate = {"arguments": {"seed": 7, "out": None}, "commit": "abc"}
+    kept = store.Kept(tmp_path / "run-1", certificate)
+    assert kept.load("0") is None
+    kept.save("0", [np.arange(3), np.zeros((0, 2))])
+    first, second = store.Kept(tmp_path / "run-2", {**certificate, "arguments": {"seed": 7, "out": "here"}}).load("0")
+    np.testing.assert_array_equal(first, np.arange(3))
+    assert second.shape == (0, 2)
+    for other in ({"arguments": {"seed": 8, "out": None}, "commit": "abc"}, {**certificate, "commit": "abd"}):
+        assert store.Kept(tmp_path / "run-1", other).load("0") is None
+
+    def killed(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        kept.save("1", [np.arange(3)])
+    assert kept.load("1") is None
+    kept.discard()
+    assert not list(tmp_path.iterdir())
+
+
 def test_birth_certificate_replays_a_network():
     spec = NetworkSpec(3, 1, 4, 2, 1.5, block="signed")
     key = jax.random.key(7)

@@ -45,6 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, MemoryError, OverflowError, jax.errors.JaxRuntimeError) as error:
         print(f"mftadv: {type(error).__name__}: {' '.join(str(error).split())[:300]}", file=sys.stderr)
         return 3
-    except KeyboardInterrupt:
-        print("mftadv: interrupted; nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"mftadv: interrupted; {stop or 'nothing was written'}", file=sys.stderr)
         return 130

@@ -4,9 +4,9 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from mftadv import report, sweep
+from mftadv import report, store, sweep
 from mftadv.attack import capacity_for
 from mftadv.cli import _options
 from mftadv.compare import judge
@@ -72,7 +72,7 @@ class _Run(NamedTuple):
 
     @property
     def program(self) -> tuple:
-        """What runs that share it share a compiled program by."""
+        """Runs that share it share a compiled program."""
         return self.p, self.q, self.xs.shape, self.spec.output_dim
 
     def __str__(self) -> str:
@@ -84,7 +84,6 @@ def _bounds(args: Bounds, console: Console) -> int:
     _check(args)
     setup = _options.prepare(args, "bounds")
     runs = list(_runs(args, setup))
-    firsts = {run.program: run for run in reversed(runs)}
     rooms = (
         capacity_for(
             run.spec, adversarial_loss=len(run.xs), attack=bounds.attack_for("matrix_free", args.attack, run.p)
@@ -97,35 +96,17 @@ def _bounds(args: Bounds, console: Console) -> int:
     num_networks = args.networks or int(min(_MOST, max(_LEAST, _AFFORDABLE // (len(runs) * cost))))
     batch_size = max(1, min(num_networks, int(_BATCH // cost)))
     console.print(_options.describe(setup.spec, num_networks))
+    programs = {run.program for run in runs}
     console.print(
-        f"plan      {len(runs)} runs, one for each p, q, eps, d and K, by {len(firsts)} programs, one for each p, q, d "
-        f"and K; chunks of {batch_size} networks"
+        f"plan      {len(runs)} runs, one for each p, q, eps, d and K, by {len(programs)} programs; "
+        f"chunks of {batch_size} networks"
     )
     if args.dry_run:
         return 0
 
-    def compiled(run: _Run) -> sweep.Draws:
-        with jax.enable_x64(args.x64):  # which belongs to a thread
-            statistic = bounds.Statistic(run.p, run.q, bounds.attack_for(engine, args.attack, run.p), engine)
-            operands = jnp.asarray(run.xs, float), jnp.asarray(run.eps, float)
-            return sweep.draws(
-                statistic, setup.key, run.spec, *operands, num_networks=num_networks, batch_size=batch_size
-            )
-
-    start, samples = time.perf_counter(), []
-    pool = ThreadPoolExecutor(max_workers=2)  # programs are compiled while others run
-    try:
-        programs = {run.program: pool.submit(compiled, run) for run in runs if run is firsts[run.program]}
-        with _options.progress_bar(console) as progress:
-            task = progress.add_task("", total=len(runs) * num_networks)
-            for run in runs:
-                progress.update(task, description=f"compiling {run}")
-                programs[run.program].result()
-                progress.update(task, description=f"attacking {run}")
-                samples.append(_options.collect(compiled(run), lambda done: progress.advance(task, done)))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-    seconds = time.perf_counter() - start
+    certificate = _options.certificate(args, setup, num_networks, engine, batch_size)
+    kept = store.Kept(setup.out, certificate)
+    samples, record = _attack(args, console, setup, runs, kept, engine, num_networks, batch_size)
 
     cells, claims = [], []
     for run, sample in zip(runs, samples, strict=True):
@@ -145,9 +126,8 @@ def _bounds(args: Bounds, console: Console) -> int:
             report.bounds_table(f"{'the inputs' if part == 'inputs' else 'gaussian inputs'}, {fixed}", rows, varied)
         )
     record = {
-        "certificate": _options.certificate(args, setup, num_networks, engine, batch_size),
-        "seconds": {"compile": sum(program.result().compile_seconds for program in programs.values()), "run": seconds},
-        "programs": len(programs),
+        "certificate": certificate,
+        **record,
         "family_error": _options.FAMILY_ERROR,
         "cells": cells,
         "claims": [judgement.as_dict() for judgement in judged],
@@ -161,7 +141,61 @@ def _bounds(args: Bounds, console: Console) -> int:
     dimensions = report.dimensions_figure(f"{title}, gaussian inputs, eps={min(args.eps):g}, q=2", cells)
     figures = {"loss.png": panels, "dimensions.png": dimensions}
     files = {name: lambda path, figure=figure: figure.savefig(path, dpi=130) for name, figure in figures.items()}
-    return _options.finish(console, args, setup.out, record, judged, files)
+    status = _options.finish(console, args, setup.out, record, judged, files)
+    kept.discard()
+    return status
+
+
+def _attack(
+    args: Bounds,
+    console: Console,
+    setup: _options.Setup,
+    runs: Sequence[_Run],
+    kept: store.Kept,
+    engine: str,
+    num_networks: int,
+    batch_size: int,
+) -> tuple[list[bounds.Sample], dict[str, Any]]:
+    """The sample of every run, from where an interruption left off, and what is to be said of how it went."""
+
+    def compiled(run: _Run) -> sweep.Draws:
+        with jax.enable_x64(args.x64):  # which belongs to a thread
+            statistic = bounds.Statistic(run.p, run.q, bounds.attack_for(engine, args.attack, run.p), engine)
+            operands = jnp.asarray(run.xs, float), jnp.asarray(run.eps, float)
+            return sweep.draws(
+                statistic, setup.key, run.spec, *operands, num_networks=num_networks, batch_size=batch_size
+            )
+
+    done = {i: bounds.Sample(*arrays) for i in range(len(runs)) if (arrays := kept.load(str(i)))}
+    samples = dict(done)
+    if done:
+        console.print(f"going on  {len(done)} of {len(runs)} runs were done before an interruption")
+    start = time.perf_counter()
+    pool, programs = ThreadPoolExecutor(max_workers=2), {}  # programs are compiled while others run
+    try:
+        for i, run in enumerate(runs):
+            if i not in done and run.program not in programs:
+                programs[run.program] = pool.submit(compiled, run)
+        with _options.progress_bar(console) as progress:
+            task = progress.add_task("", total=len(runs) * num_networks, completed=len(done) * num_networks)
+            for i, run in enumerate(runs):
+                if i in done:
+                    continue
+                progress.update(task, description=f"compiling {run}")
+                programs[run.program].result()
+                progress.update(task, description=f"attacking {run}")
+                samples[i] = _options.collect(compiled(run), lambda networks: progress.advance(task, networks))
+                kept.save(str(i), samples[i])
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on from there" if samples else "") from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    compile_seconds = sum(program.result().compile_seconds for program in programs.values())
+    return [samples[i] for i in range(len(runs))], {
+        "seconds": {"compile": compile_seconds, "run": time.perf_counter() - start},
+        "programs": len(programs),
+        "runs": {"all": len(runs), "done_before": len(done)},
+    }
 
 
 def _check(args: Bounds) -> None:
