@@ -46,5 +46,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mftadv: {type(error).__name__}: {' '.join(str(error).split())[:300]}", file=sys.stderr)
         return 3
     except KeyboardInterrupt as stop:
-        print(f"mftadv: interrupted; {stop or 'nothing was written'}", file=sys.stderr)
+        print(f"mftadv: interrupted; {str(stop) or 'nothing was written'}", file=sys.stderr)
         return 130
