@@ -183,8 +183,9 @@ def draw_if(condition: Array, key: Array, shape: tuple[int, ...], otherwise: flo
     Not only to save the draw: a compiler that fuses a draw into its uses repeats it in each, and it does not fuse
     through a branch.
     """
-    draw = lambda: jax.random.normal(key, shape, dtype)  # noqa: E731
-    return jax.lax.cond(condition, draw, lambda: jnp.full(shape, otherwise, dtype))
+    return jax.lax.cond(
+        condition, lambda: jax.random.normal(key, shape, dtype), lambda: jnp.full(shape, otherwise, dtype)
+    )
 
 
 def apply(network: Network, x: Float[ArrayLike, "*B d"]) -> Float[Array, "*B K"]:

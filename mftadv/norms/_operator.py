@@ -158,11 +158,11 @@ def maximising_vector(
 ) -> Float[Array, "*batch d"]:
     """The v with |v|_p = 1 of the largest |M v|_q: by formula, or the best that the ascent of `operator_norm` finds.
 
-    The ascents start at `random` vectors and at the largest rows and columns; where M = 0, v says nothing.
+    0 where M = 0. The ascents start at `random` vectors and at the largest rows and columns.
     """
     (K, d), restarts = matrix.shape[-2:], len(random)
     if p == 1:
-        return jax.nn.one_hot(jnp.argmax(vector_norm(matrix.mT, q), axis=-1), d, dtype=matrix.dtype)
+        return dual_vector(vector_norm(matrix.mT, q), 1)
     row_norms = vector_norm(matrix, dual_exponent(p))
     if q == math.inf or K == 1:
         longest = jnp.argmax(row_norms, axis=-1)[..., None, None]
