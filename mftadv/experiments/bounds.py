@@ -27,7 +27,7 @@ from mftadv.attack import (
     named_attack,
 )
 from mftadv.compare import Claim
-from mftadv.experiments.distribution import exponent, growth_along_input, width_excess
+from mftadv.experiments.distribution import chevet_excess, exponent, growth_along_input, width_excess
 from mftadv.network import init
 from mftadv.norms import operator_norm
 from mftadv.spec import NetworkSpec
@@ -149,7 +149,7 @@ def predictions(spec: NetworkSpec, xs: Float[np.ndarray, "B d"], eps: float, p: 
     norm = math.sqrt(float(np.mean(np.sum(xs**2, axis=-1))))
     ways: dict[str, Callable[[], Array]] = {
         **{kind: partial(_bound, spec, eps, p, q, kind) for kind in KINDS},
-        "at_width": lambda: _bound(spec, eps, p, q, "chevet") * (1 + width_excess(spec)[0]),
+        "at_width": lambda: _bound(spec, eps, p, q, "chevet") * (1 + chevet_excess(spec, p, q)),
         "confident": lambda: theory.adversarial_loss_bound(spec, eps, p, q, confidence=CONFIDENCE),
         "one_step": lambda: theory.one_step_loss(spec, eps, norm, p, q),
     }

@@ -211,14 +211,14 @@ def _norm_claims(spec: NetworkSpec, sample: Sample, x: Any = None, law: Any = No
         growth = growth_along_input(spec, x, p, q) if law else 0.0
         if not law:
             yield Claim.of(f"{name}, sharp", gain * sharp * lowered, measured, allowance=allowance, reason=reason)
-        options = {"kind": "at_most", "allowance": excess, "reason": reason if excess else ""}
+        options = {"kind": "at_most", "allowance": chevet_excess(spec, p, q), "reason": reason if excess else ""}
         note = "with the growth along x" if growth else ""
         yield Claim.of(f"{name}, Chevet", gain * bound + growth, measured, note=note, **options)
         with contextlib.suppress(ValueError):  # four pairs have a published coefficient
             published = theory.operator_norm_coefficient(p, q, d, K, kind="published")
             holds = published_gain * published >= 0.99 * gain * sharp and not growth
             note = "" if holds else "the published coefficient is no upper bound here"
-            options |= {"expected": "holds" if holds else "fails", "scale": gain * sharp}
+            options |= {"expected": "holds" if holds else "fails", "scale": gain * sharp, "allowance": excess}
             options |= {} if holds else {"allowance": 0.0, "reason": ""}
             yield Claim.of(f"{name}, published", published_gain * published, measured, note=note, **options)
 
@@ -227,8 +227,14 @@ def width_excess(spec: NetworkSpec) -> tuple[float, str]:
     """How far above their infinite-width mean the norms of J may lie at this width, as a fraction, and why."""
     if spec.output_dim == 1:
         return 0.0, ""
-    raised = float(theory.width_quantile(_like(spec), 0.5)) * math.exp(_log_width_factor(spec) / 8) - 1
-    return max(raised, 0.0), "the layers spread the singular values of K outputs by about sqrt(L K / N)"
+    excess = max(float(theory.width_mean(_like(spec))) - 1, 0.0)
+    return excess, "the layers spread the singular values of K outputs by about sqrt(L K / N)"
+
+
+def chevet_excess(spec: NetworkSpec, p: float, q: float) -> float:
+    """How far above Chevet's bound of infinite width the mean norm of J may lie at this width, as a fraction."""
+    arguments = _like(spec), 1.0, p, q
+    return float(theory.finite_width_bound(*arguments) / theory.adversarial_loss_bound(*arguments)) - 1
 
 
 def _like(spec: NetworkSpec) -> NetworkSpec:

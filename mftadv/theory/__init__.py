@@ -11,7 +11,7 @@ from mftadv.theory._laws import (
 from mftadv.theory._residual import ResidualLaw, residual_law
 from mftadv.theory._joint import jacobian_shift_square_correlation
 from mftadv.theory._coefficients import has_sharp_coefficient, operator_norm_coefficient, operator_norm_deviation
-from mftadv.theory._bound import adversarial_loss_bound, width_quantile
+from mftadv.theory._bound import adversarial_loss_bound, finite_width_bound, width_mean, width_quantile
 from mftadv.theory._correlation import gate_correlation, jacobian_correlation, kappa, one_step_loss
 from mftadv.theory._evolution import weight_variance, weight_variance_rate
 from mftadv.theory._kernel import adversarial_loss_decay_rate, validity_horizon
@@ -23,6 +23,7 @@ __all__ = [
     "adversarial_loss_bound",
     "adversarial_loss_decay_rate",
     "alpha",
+    "finite_width_bound",
     "finite_width_factor",
     "fisher_rao_norm",
     "gate_correlation",
@@ -42,5 +43,6 @@ __all__ = [
     "validity_horizon",
     "weight_variance",
     "weight_variance_rate",
+    "width_mean",
     "width_quantile",
 ]

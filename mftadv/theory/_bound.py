@@ -1,11 +1,18 @@
 """The bound on the adversarial loss, typical or at a confidence over networks of finite width."""
 
+import math
+
 import jax.numpy as jnp
 from jaxtyping import ArrayLike
 from scipy.special import ndtri
 
-from mftadv.spec import NetworkSpec
-from mftadv.theory._coefficients import check_confidence, operator_norm_coefficient, operator_norm_deviation
+from mftadv.spec import NetworkSpec, check_exponent
+from mftadv.theory._coefficients import (
+    check_confidence,
+    chevet_terms,
+    operator_norm_coefficient,
+    operator_norm_deviation,
+)
 from mftadv.theory._gaussian_norms import expected_norm
 from mftadv.theory._laws import Scalar, check_size, log_finite_width_factor, propagation_factor
 
@@ -32,6 +39,12 @@ def width_quantile(spec: NetworkSpec, probability: float) -> Scalar:
     Source: ours; see `adversarial_loss_bound`.
     """
     check_confidence(probability)
+    mean, w = _log_square(spec)
+    return jnp.exp((mean + jnp.sqrt(w) * float(ndtri(probability))) / 2)
+
+
+def _log_square(spec: NetworkSpec) -> tuple[Scalar, Scalar]:
+    """The mean of ln |A|_2^2, or for K > 1 a bound on it, and its variance."""
     w, k = log_finite_width_factor(spec), spec.output_dim
     mean = -w / 2
     if k > 1:
@@ -39,7 +52,65 @@ def width_quantile(spec: NetworkSpec, probability: float) -> Scalar:
         # the second is the greater well before its exponential is cut off
         repelled = edge * jnp.sqrt(6 / k * jnp.expm1(jnp.minimum(growth, 3.0))) - (k - 1) * w / 4
         mean += jnp.minimum(edge * jnp.sqrt(w / 2), jnp.where(growth < 3, repelled, jnp.inf))
-    return jnp.exp((mean + jnp.sqrt(w) * float(ndtri(probability))) / 2)
+    return mean, w
+
+
+def width_mean(spec: NetworkSpec) -> Scalar:
+    """The mean over networks of what finite width does to the norm of J; for K > 1 an upper bound.
+
+    E|A|_2 = exp( (m - w/2)/2 + w/8 ), J = A G omega^{L/2}, with m and w as in `adversarial_loss_bound`.
+
+    Args:
+        spec: the law of the network, "vanilla" or "signed".
+
+    Returns:
+        The factor, shaped like the leaves of `spec`.
+
+    Raises:
+        ValueError: the block is "residual".
+
+    Source: ours; see `adversarial_loss_bound`. ln |A|_2^2 moves with the Gaussian noise of the layers by at most
+    sqrt(w), so that E|A|_2 is at most that of a log-normal variable.
+    """
+    mean, w = _log_square(spec)
+    return jnp.exp(mean / 2 + w / 8)
+
+
+def finite_width_bound(spec: NetworkSpec, eps: ArrayLike, p: float, q: float) -> Scalar:
+    """Chevet's bound on the mean of eps |J(x)|_{p->q} over random networks of finite width.
+
+        eps omega^{L/2} d^{-1/2} ( R_p(d) E|g_K|_q + max(W, 1) R_q*(K) E|g_d|_p* )
+
+    in the letters of `operator_norm_coefficient`. Only the second term, the greater the more inputs there are, feels
+    the spread that the layers give to the singular values of K > 1 outputs: W is `width_mean`, or for q = inf, if that
+    is less, exp(ln K / r - w/4 + r w/8) at the best r = sqrt(8 ln K / w), w = ln `finite_width_factor`.
+
+    Args:
+        spec: the law of the network, "vanilla" or "signed".
+        eps: the size of the perturbation, >= 0.
+        p: exponent of the perturbation's norm, any number in [1, inf].
+        q: exponent of the output's norm, any number in [1, inf].
+
+    Returns:
+        The bound, shaped like the leaves of `spec` and eps; inf where it overflows.
+
+    Raises:
+        ValueError: an argument is outside its range, or the block is "residual".
+
+    Source: ours. Chevet's inequality for J = omega^{L/2} A G given A, and the mean over A: |J|_{p->q} is on average at
+    most omega^{L/2} d^{-1/2} ( R_p(d) E|A g_K|_q + E|A|_{2->q} E|g_d|_p* ). P_out is Gaussian and independent of what
+    it reads, of mean square 1, so that E|A g_K|_q <= E|g_K|_q; and |A|_{2->q} <= R_q*(K) |A|_2. For q = inf it is the
+    longest row of A, at most (sum_i |a_i|^r)^(1/r) for r >= 1, of rows that are log-normal to leading order in 1/N.
+    """
+    spread, k = width_mean(spec), spec.output_dim
+    by_outputs, by_inputs = chevet_terms(
+        check_exponent("p", p), check_exponent("q", q), spec.input_dim, spec.output_dim
+    )
+    if q == math.inf:
+        w = log_finite_width_factor(spec)
+        r = jnp.maximum(jnp.sqrt(8 * math.log(k) / w), 1.0)
+        spread = jnp.minimum(spread, jnp.exp(math.log(k) / r - w / 4 + r * w / 8))
+    return _grown(check_size("eps", eps) * (by_outputs + jnp.maximum(spread, 1.0) * by_inputs), spec)
 
 
 def _grown(scale: Scalar, spec: NetworkSpec) -> Scalar:

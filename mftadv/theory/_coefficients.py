@@ -2,7 +2,6 @@
 
 import math
 import numbers
-from collections.abc import Callable
 
 from mftadv.spec import check_exponent, dual_exponent
 from mftadv.theory import _gaussian_norms as norms
@@ -71,8 +70,7 @@ def operator_norm_coefficient(p: float, q: float, input_dim: int, output_dim: in
         return _PUBLISHED[p, q](d, k)
     if kind == "sharp":
         return _sharp(p, q, d, k) / math.sqrt(d)
-    estimate = _norm_bound if kind == "chevet" else _leading_norm
-    return _chevet(p, q, d, k, estimate) / math.sqrt(d)
+    return sum(chevet_terms(p, q, d, k, kind))
 
 
 def has_sharp_coefficient(p: float, q: float, input_dim: int, output_dim: int) -> bool:
@@ -134,10 +132,12 @@ def _leading_norm(n: int, r: float) -> float:
     return largest if r == math.inf else norms.jensen_bound(n, r, largest)
 
 
-def _chevet(p: float, q: float, d: int, k: int, expected_norm: Callable[[int, float], float]) -> float:
-    by_columns = norms.euclidean_radius(d, p) * expected_norm(k, q)
-    by_rows = norms.euclidean_radius(k, dual_exponent(q)) * expected_norm(d, dual_exponent(p))
-    return by_columns + by_rows
+def chevet_terms(p: float, q: float, d: int, k: int, kind: str = "chevet") -> tuple[float, float]:
+    """The two terms of the coefficient of that kind, "chevet" or "leading": R_p(d) E|g_K|_q and R_q*(K) E|g_d|_p*."""
+    expected_norm = _norm_bound if kind == "chevet" else _leading_norm
+    by_outputs = norms.euclidean_radius(d, p) * expected_norm(k, q)
+    by_inputs = norms.euclidean_radius(k, dual_exponent(q)) * expected_norm(d, dual_exponent(p))
+    return by_outputs / math.sqrt(d), by_inputs / math.sqrt(d)
 
 
 def _sharp(p: float, q: float, d: int, k: int) -> float:

@@ -11,7 +11,7 @@ import pytest
 from scipy import special
 
 from mftadv.spec import NetworkSpec
-from mftadv.theory._bound import adversarial_loss_bound
+from mftadv.theory._bound import adversarial_loss_bound, finite_width_bound, width_mean
 from mftadv.theory._coefficients import operator_norm_coefficient, operator_norm_deviation
 from mftadv.theory._gaussian_norms import expected_norm
 from tests import reference
@@ -203,6 +203,55 @@ def test_coverage_of_several_outputs(spec):
         assert factor < 1.75 * np.quantile(product, each)
         without_spread = math.exp(-w / 4 + math.sqrt(w) * special.ndtri(each) / 2) * scale
         assert coverage(product, without_spread) < each - tolerance
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        NetworkSpec(64, 16, 100, 5, 2.0),
+        NetworkSpec(200, 5, 30, 4, 1.6, 0.2),
+        NetworkSpec(64, 5, 30, 8, 1.6, 0.2, 1.0, 0.3, "signed"),
+    ],
+)
+def test_mean_norms_at_finite_width(spec):
+    """Above the means of simulated networks, where Chevet's bound of infinite width is not, and not far above."""
+    x = np.linspace(-1, 1, spec.input_dim)
+
+    def norms(nets):
+        rows = reference.cotangents(nets, reference.forward(nets, x)[1])[1]
+        J = rows @ nets.p_in
+        largest = [np.linalg.svd(matrix, compute_uv=False)[:, 0] for matrix in (rows, J)]
+        columns = [np.linalg.norm(J, q, axis=1).max(axis=1) for q in (1, 2)]
+        return np.stack([*largest, *columns, *(np.linalg.norm(J, p, axis=2).max(axis=1) for p in (1, 2))], axis=1)
+
+    samples = reference.simulate(norms, 4, spec, 500, 100)
+    means, errors = samples.mean(axis=0), samples.std(axis=0) / math.sqrt(len(samples))
+    scale = float(adversarial_loss_bound(spec, 1.0, 2, 2, "published"))
+    pairs = (2, 2), (1, 1), (1, 2), (INF, INF), (2, INF)
+    bounds = np.array([width_mean(spec) * scale, *(finite_width_bound(spec, 1.0, *pair) for pair in pairs)])
+    infinite = np.array([scale, *(adversarial_loss_bound(spec, 1.0, *pair) for pair in pairs)])
+    assert np.all(means + 3 * errors < bounds)
+    assert np.all(bounds < np.array([1.3, 1.5, 1.9, 1.7, 1.6, 1.6]) * means)
+    assert means[1] - 3 * errors[1] > infinite[1]
+    assert np.all(bounds < float(width_mean(spec)) * infinite * (1 + 1e-6))
+
+
+def test_finite_width_bound_limits_and_refusals():
+    wide, narrow = (NetworkSpec(30, 3, width, 4, 1.7) for width in (10**8, 20))
+    for p, q in ((2, 2), (1.5, 1), (INF, 2)):
+        chevet = float(adversarial_loss_bound(wide, 0.3, p, q))
+        assert float(finite_width_bound(wide, 0.3, p, q)) == pytest.approx(chevet, rel=1e-3)
+        assert float(finite_width_bound(narrow, 0.3, p, q)) > 1.1 * chevet
+    one = NetworkSpec(30, 1, 20, 4, 1.7)
+    assert finite_width_bound(one, 0.3, 2, 2) == adversarial_loss_bound(one, 0.3, 2, 2)
+    # K = 1: the mean of a log-normal variable
+    w = float(log_width_factor(one))
+    assert float(width_mean(one)) == pytest.approx(math.exp(-w / 8), rel=1e-5)
+    for arguments, match in (((one, -1.0, 2, 2), "eps: expected"), ((one, 1.0, 0.5, 2), "p: expected")):
+        with pytest.raises(ValueError, match=match):
+            finite_width_bound(*arguments)
+    with pytest.raises(ValueError, match="block: expected vanilla or signed"):
+        width_mean(dataclasses.replace(one, block="residual"))
 
 
 def test_mean_largest_eigenvalue_is_bounded():
