@@ -195,8 +195,8 @@ def test_bounds_writes_what_it_says(run, tmp_path, monkeypatch):
 
 
 def test_bounds_without_matrices_and_a_wrong_bound(run, tmp_path, monkeypatch):
-    true = theory.adversarial_loss_bound
-    monkeypatch.setattr(theory, "adversarial_loss_bound", lambda *args, **options: 0.25 * true(*args, **options))
+    true = theory.finite_width_bound
+    monkeypatch.setattr(theory, "finite_width_bound", lambda *args: 0.25 * true(*args))
     status, out, _ = run(*BOUNDS, "--engine", "matrix_free", command="bounds")
     assert status == 1
     assert "matrix_free; cost of a network" in out
