@@ -58,7 +58,7 @@ def _log_square(spec: NetworkSpec) -> tuple[Scalar, Scalar]:
 def width_mean(spec: NetworkSpec) -> Scalar:
     """The mean over networks of what finite width does to the norm of J; for K > 1 an upper bound.
 
-    E|A|_2 = exp( (m - w/2)/2 + w/8 ), J = A G omega^{L/2}, with m and w as in `adversarial_loss_bound`.
+    E|A|_2 <= min( exp( (m - w/2)/2 + w/8 ), sqrt(K) ), J = A G omega^{L/2}, with m and w of `adversarial_loss_bound`.
 
     Args:
         spec: the law of the network, "vanilla" or "signed".
@@ -70,10 +70,11 @@ def width_mean(spec: NetworkSpec) -> Scalar:
         ValueError: the block is "residual".
 
     Source: ours; see `adversarial_loss_bound`. ln |A|_2^2 moves with the Gaussian noise of the layers by at most
-    sqrt(w), so that E|A|_2 is at most that of a log-normal variable.
+    sqrt(w), so that E|A|_2 is at most that of a log-normal variable; and |A|_2 is at most |A|_F, of mean square K at
+    every width.
     """
     mean, w = _log_square(spec)
-    return jnp.exp(mean / 2 + w / 8)
+    return jnp.minimum(jnp.exp(mean / 2 + w / 8), math.sqrt(spec.output_dim))
 
 
 def finite_width_bound(spec: NetworkSpec, eps: ArrayLike, p: float, q: float) -> Scalar:
