@@ -36,9 +36,9 @@ def value(source: Any, x: ArrayLike) -> Evaluation:
     if x.ndim not in (1, 2):
         raise ValueError(f"x: expected shape [d] or [B, d], got {list(x.shape)}")
     output = jax.eval_shape(source, jax.ShapeDtypeStruct(x.shape[-1:], x.dtype))
-    if getattr(output, "ndim", None) != 1:
-        raise ValueError(f"net_or_f: expected one output of shape [K] for one input [d], got {output}")
-    return Evaluation(jnp.vectorize(source, signature="(d)->(k)")(x), (x,), None)
+    if getattr(output, "ndim", None) != 1 or not output.size or not jnp.issubdtype(output.dtype, jnp.floating):
+        raise ValueError(f"net_or_f: expected one output of shape [K] for one input [d], of floats, got {output}")
+    return Evaluation(_at_inputs(source, x), (x,), None)
 
 
 @singledispatch
@@ -46,7 +46,7 @@ def difference(source: Any, base: Evaluation, eta: Float[Array, "*points d"]) ->
     """f(x + eta) - f(x) and the derivatives at x + eta; a plain function subtracts."""
     (x,) = base.at
     moved = (x if x.ndim == eta.ndim else x[..., None, :]) + eta
-    output = jnp.vectorize(source, signature="(d)->(k)")(moved)
+    output = _at_inputs(source, moved)
     return Evaluation(output - (base.output if x.ndim == eta.ndim else base.output[..., None, :]), (moved,), None)
 
 
@@ -55,7 +55,7 @@ def pullback(source: Any, at: Evaluation, cotangents: Float[Array, "*rows K"]) -
     """The rows g J(x), the numbers g . a(x), and the network to ask next; a plain function has a = f - J x."""
 
     def one_point(x, gs):
-        output, vjp = jax.vjp(source, x)
+        output, vjp = jax.vjp(_as_precise(source), x)
         rows = jax.vmap(lambda g: vjp(g)[0])(gs)
         return rows, jnp.sum(gs * output[None], -1) - jnp.sum(rows * x[None], -1)
 
@@ -69,10 +69,19 @@ def pushforward(
     """J(x) t + c a(x) for tangents t and constants c, and the network to ask next."""
 
     def one_point(x, tangents, constants):
-        output, jvp = jax.linearize(source, x)
+        output, jvp = jax.linearize(_as_precise(source), x)
         return jax.vmap(jvp)(tangents) + constants * (output - jvp(x))[None]
 
     return _at_points(one_point, "(d),(r,d),(r,i)->(r,k)", at, tangents, constants[..., None]), None
+
+
+def _as_precise(function: Callable) -> Callable:
+    """The function with outputs of the precision of its input, whatever it computes in."""
+    return lambda x: function(x).astype(x.dtype)
+
+
+def _at_inputs(function: Callable, xs: Array) -> Array:
+    return jnp.vectorize(_as_precise(function), signature="(d)->(k)")(xs)
 
 
 def _at_points(function: Callable, signature: str, at: Evaluation, *rows: Array):

@@ -68,10 +68,7 @@ class NetworkSpec:
 
     def __post_init__(self):
         for name in _SHAPE_FIELDS:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-                raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-            object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, check_positive(name, getattr(self, name)))
         if self.block not in BLOCKS:
             raise ValueError(f"block: expected one of {', '.join(BLOCKS)}, got {self.block!r}")
         for name in _LEAF_FIELDS:
@@ -109,6 +106,17 @@ class NetworkSpec:
         for name, value in (*zip(_STATIC_FIELDS, static, strict=True), *zip(_LEAF_FIELDS, leaves, strict=True)):
             object.__setattr__(spec, name, value)
         return spec
+
+
+def check_positive(name: str, value: int) -> int:
+    """Return a positive integer as Python's.
+
+    Raises:
+        ValueError: `value` is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    return int(value)
 
 
 def check_exponent(name: str, value: float) -> float:

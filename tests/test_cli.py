@@ -243,8 +243,9 @@ def test_bounds_goes_on_after_an_interruption(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--eps", "0"], "eps: expected finite numbers > 0, got 0.0"),
-        (["--eps", "0.1", "nan"], "eps: expected finite numbers > 0, got nan"),
+        (["--eps", "0"], "eps: expected finite numbers > 0 in float32, got 0.0"),
+        (["--eps", "0.1", "nan"], "eps: expected finite numbers > 0 in float32, got nan"),
+        (["--eps", "1e39"], "eps: expected finite numbers > 0 in float32, got 1e+39"),
         (["--p", "2", "0.5"], "p: expected a number in [1, inf], got 0.5"),
         (["--q", "-1"], "q: expected a number in [1, inf], got -1"),
         (["--dims", "16", "0"], "dims: expected positive integers, got 0"),

@@ -103,7 +103,7 @@ def _check(net: Network, x: ArrayLike, eps: float, p: float, q: float) -> np.nda
     for name, exponent in (("p", p), ("q", q)):
         if exponent not in (1, math.inf):
             raise ValueError(f"{name}: expected 1 or inf, got {exponent!r}")
-    if not (math.isfinite(eps) and eps >= 0):
+    if np.ndim(eps) or not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"eps: expected a finite number >= 0, got {eps!r}")
     x = np.asarray(x, np.float64)
     if x.shape != (d,) or not np.all(np.isfinite(x)):

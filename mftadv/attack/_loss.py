@@ -37,6 +37,11 @@ class Attack:
     starts: tuple[Any, ...]
     rules: tuple[Any, ...]
 
+    def __post_init__(self):
+        for name in ("starts", "rules"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: expected at least one piece, got none")
+
     def queries(self, input_dim: int, output_dim: int) -> tuple[int, int]:
         """How many differences and how many cotangents it asks for at one input."""
         looks = sum(piece.count for piece in self.starts) * (sum(rule.steps for rule in self.rules) + 1)
@@ -54,8 +59,8 @@ class AdversarialLoss(NamedTuple):
     """What an attack found at each input.
 
     `value` is |f(x + eta) - f(x)|_q for the `perturbation` eta, the best that was tried; `converged` says that the last
-    quarter of the steps gained less than a part in a thousand and everything was finite; `history` holds the best
-    value before each step; `nonfinite` counts candidates whose value was nan or infinite, which enter nothing else;
+    quarter of the steps gained less than a part in a thousand and everything was finite; `history` holds the best value
+    before each step; `nonfinite` counts the evaluations whose value was nan or infinite, which enter nothing else;
     `network` is the one to ask next, None where the old one serves; `jacobian` is J(x), where the attack's starts use
     it (those of the presets do), else None.
     """
@@ -102,9 +107,10 @@ def adversarial_loss(
 ) -> AdversarialLoss:
     """The adversarial loss from below, by attack: no label, no input box, no scale of the input is assumed.
 
-    L_adv(x) = max |f(x + eta) - f(x)|_q over |eta|_p <= eps. The best of all candidates that were tried is returned,
-    no perturbation among them, so the value is 0 at least and never above L_adv. A network's differences are
-    propagated and not subtracted, so that eps may be 1e-7 of |x| in single precision.
+    L_adv(x) = max |f(x + eta) - f(x)|_q over |eta|_p <= eps. The best of all candidates that were tried is returned, no
+    perturbation among them, so the value is 0 at least and never above L_adv; nan where f(x) is not finite. A network's
+    differences are propagated and not subtracted, so that eps may be 1e-7 of |x| in single precision; those of a plain
+    function are subtracted, and the value is theirs, their rounding included.
 
     Args:
         net_or_f: a `Network` of either engine, or a JAX function of one input [d] to one output [K].
@@ -121,18 +127,17 @@ def adversarial_loss(
         An `AdversarialLoss`. For a matrix-free network go on with its `.network`.
 
     Raises:
-        ValueError: wrong shapes; eps is negative or not finite; an exponent is below 1; there is no such attack; x is
-            outside the box; or a matrix-free network has too little room, see `capacity_for`.
+        ValueError: wrong shapes; eps is negative, or not finite or lost in the precision of x; an exponent is below 1;
+            there is no such attack; x is outside the box; or a matrix-free network has too little room, see
+            `capacity_for`.
 
     Source: Kumano et al. 2023, definition of the adversarial loss; the attack is ours, see its pieces.
     """
     p, q = check_exponent("p", p), check_exponent("q", q)
     attack = named_attack(attack, p)
-    known = concrete(eps)
-    if known is not None and not (known.ndim == 0 and np.isfinite(known) and known >= 0):
-        raise ValueError(f"eps: expected a finite number >= 0, got {eps!r}")
     base = oracle.value(net_or_f, x)
     dtype, d = base.output.dtype, jnp.shape(x)[-1]
+    _check_eps(eps, dtype)
     hidden = None if base.network is None or base.network.is_dense else base.network
     if hidden is not None:
         each = attack.queries(d, base.output.shape[-1])
@@ -163,12 +168,23 @@ def adversarial_loss(
     )
 
 
+def _check_eps(eps: ArrayLike, dtype: Any) -> None:
+    known, limits = concrete(eps), jnp.finfo(dtype)
+    if known is None:
+        sound = jnp.ndim(eps) == 0
+    else:
+        number = any(jnp.issubdtype(known.dtype, kind) for kind in (np.floating, np.integer))
+        sound = number and known.ndim == 0 and (known == 0 or float(limits.tiny) <= known <= float(limits.max))
+    if not sound:
+        raise ValueError(f"eps: expected a finite number >= 0 in {jnp.dtype(dtype).name}, got {eps!r}")
+
+
 def _box_of_eta(x: Array, box: tuple[ArrayLike, ArrayLike] | None) -> tuple[Array | None, Array | None]:
     """The box of the perturbation, with an axis for candidates."""
     if box is None:
         return None, None
     lower, upper = (jnp.broadcast_to(jnp.asarray(side, x.dtype), x.shape) - x for side in box)
-    outside = concrete((lower > 0) | (upper < 0))
+    outside = concrete(~((lower <= 0) & (upper >= 0)))
     if outside is not None and np.any(outside):
         raise ValueError(f"x: expected an input in the box, got {int(np.sum(outside))} entries outside")
     return lower[..., None, :], upper[..., None, :]

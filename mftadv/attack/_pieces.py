@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 from mftadv import oracle
 from mftadv.network import Evaluation, draw_if
 from mftadv.norms import dual_vector, maximise_linear, maximising_vector, project, vector_norm
-from mftadv.spec import dual_exponent
+from mftadv.spec import check_positive, dual_exponent
 
 _CHUNK = 128  # candidates evaluated at once where there are many
 _RESTARTS = 64  # of the search for the best perturbation of a linear function
@@ -140,6 +140,10 @@ class LinearStarts:
     count: int = 2
     uses_jacobian: ClassVar = True
 
+    def __post_init__(self):
+        if self.count not in (1, 2):
+            raise ValueError(f"count: expected 1 or 2, got {self.count!r}")
+
     def queries(self, input_dim: int) -> tuple[int, int]:
         return 0, 0
 
@@ -167,6 +171,9 @@ class RandomStarts:
     drawn: int = 0
     uses_jacobian: ClassVar = False
 
+    def __post_init__(self):
+        check_positive("count", self.count)
+
     def queries(self, input_dim: int) -> tuple[int, int]:
         return 0, 0
 
@@ -191,6 +198,10 @@ class Vertices:
     count: int
     columns: int = 16
     uses_jacobian: ClassVar = True
+
+    def __post_init__(self):
+        check_positive("count", self.count)
+        check_positive("columns", self.columns)
 
     def queries(self, input_dim: int) -> tuple[int, int]:
         return 2 * min(self.columns, input_dim), 0
@@ -222,6 +233,9 @@ class PowerMethod:
 
     steps: int
 
+    def __post_init__(self):
+        check_positive("steps", self.steps)
+
     def memory(self, problem: Problem, candidates: Candidates) -> Any:
         return ()
 
@@ -236,12 +250,16 @@ class Ascent:
 
     eta <- P(eta + 3/4 (P(eta + r g) - eta) + 1/4 (eta - eta_before)), g the gradient over its 2-norm, P the Euclidean
     projection. r begins at the diameter of the ball in the 2-norm; at each checkpoint it is halved, with a return to
-    the best, where fewer than three steps in four rose, or where neither r nor the best had changed.
+    the best, where fewer than three steps in four rose, or where neither r nor the best had changed. A candidate that
+    has never had a finite value is halved instead.
 
     Source: Croce and Hein 2020, "Reliable evaluation of adversarial robustness" (the schedule).
     """
 
     steps: int
+
+    def __post_init__(self):
+        check_positive("steps", self.steps)
 
     def memory(self, problem: Problem, candidates: Candidates) -> Any:
         eta, value = candidates.eta, candidates.value
@@ -262,7 +280,8 @@ class Ascent:
         moved = self._project(problem, eta + 0.75 * (moved - eta) + 0.25 * (eta - before))
         back = (halve | (first & ~(seen >= value)))[..., None]
         moved, before = jnp.where(back, candidates.best, moved), jnp.where(back, candidates.best, eta)
-        return moved, (before, seen, size, rises, settled)
+        lost = ~jnp.isfinite(seen) & (value == 0)
+        return jnp.where(lost[..., None], eta / 2, moved), (before, seen, size, rises, settled)
 
     def _project(self, problem: Problem, eta: Array) -> Array:
         return project(eta, problem.eps, problem.p, *problem.box)

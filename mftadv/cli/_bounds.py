@@ -211,16 +211,18 @@ def _check(args: Bounds) -> None:
     for name, values in (("p", args.p), ("q", args.q)):
         for value in values:
             check_exponent(name, value)
-    if bad := [eps for eps in args.eps if not 0 < eps < math.inf]:
-        raise ValueError(f"eps: expected finite numbers > 0, got {bad[0]}")
+    limits = jnp.finfo(jnp.result_type(float))
+    if bad := [eps for eps in args.eps if not float(limits.tiny) <= eps <= float(limits.max)]:
+        raise ValueError(f"eps: expected finite numbers > 0 in {limits.dtype.name}, got {bad[0]}")
     for name, values in (("dims", args.dims), ("outputs", args.outputs)):
         if min(values) < 1:
             raise ValueError(f"{name}: expected positive integers, got {min(values)}")
 
 
 def _runs(args: Bounds, setup: _options.Setup) -> Iterator[_Run]:
-    sizes = tuple(sorted(args.eps))
-    for p, q in itertools.product(args.p, args.q):
+    sizes = tuple(sorted(set(args.eps)))
+    ps, qs = dict.fromkeys(args.p), dict.fromkeys(args.q)
+    for p, q in itertools.product(ps, qs):
         for eps in sizes:
             yield _Run(("inputs",), setup.spec, setup.data.values, eps, p, q)
     first = args.dims[0]
@@ -230,5 +232,5 @@ def _runs(args: Bounds, setup: _options.Setup) -> Iterator[_Run]:
     for (d, K), parts in shapes.items():
         xs = load_inputs("gaussian", args.inputs, args.seed, input_dim=d).values
         spec = dataclasses.replace(setup.spec, input_dim=d, output_dim=K)
-        for p in args.p:
+        for p in ps:
             yield _Run(parts, spec, xs, sizes[0], p, 2.0)

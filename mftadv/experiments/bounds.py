@@ -126,7 +126,9 @@ def claims(
     growth = max(growth_along_input(spec, x, p, q) for x in xs)
     measured = statistics.mean_estimate(np.asarray(sample.loss, np.float64))
     name = f"L_adv {exponent(p)}->{exponent(q)}, d={spec.input_dim}, K={spec.output_dim}, eps={eps:g}"
-    options = {"kind": "at_most", "allowance": _GROWTH, "reason": grows}
+    # a candidate that broke down is not in the loss, which may be the lower for it
+    nonfinite = measured.nonfinite + int(np.sum(sample.nonfinite))
+    options = {"kind": "at_most", "allowance": _GROWTH, "reason": grows, "nonfinite": nonfinite}
     note = "with the growth along x" if growth else ""
     bound = predicted["at_width"] + eps * growth
     found = {"chevet": Claim.of(f"{name}, Chevet at this width", bound, measured, note=note, **options)}

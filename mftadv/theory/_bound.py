@@ -107,7 +107,7 @@ def finite_width_bound(spec: NetworkSpec, eps: ArrayLike, p: float, q: float) ->
     by_outputs, by_inputs = chevet_terms(
         check_exponent("p", p), check_exponent("q", q), spec.input_dim, spec.output_dim
     )
-    if q == math.inf:
+    if q == math.inf and k > 1:
         w = log_finite_width_factor(spec)
         r = jnp.maximum(jnp.sqrt(8 * math.log(k) / w), 1.0)
         spread = jnp.minimum(spread, jnp.exp(math.log(k) / r - w / 4 + r * w / 8))

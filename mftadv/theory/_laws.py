@@ -90,7 +90,8 @@ def log_finite_width_factor(spec: NetworkSpec) -> Scalar:
     if spec.block == "signed":
         share = branch_share(spec)
         excess = 4 * share * (1 - share) + excess * share**2
-    return jnp.log1p(2 / spec.width) + spec.depth * jnp.log1p(excess / spec.width)
+    width = float(spec.width)  # which as an integer may be too large for an array
+    return jnp.log1p(2 / width) + spec.depth * jnp.log1p(excess / width)
 
 
 def finite_width_factor(spec: NetworkSpec) -> Scalar:

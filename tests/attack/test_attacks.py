@@ -184,6 +184,40 @@ def test_what_is_not_finite_is_counted_and_enters_nothing():
     assert not nowhere.converged
 
 
+def test_a_candidate_that_starts_where_nothing_is_finite_comes_nearer():
+    def function(x):
+        return jnp.where(jnp.max(jnp.abs(x)) > 0.01, jnp.nan, x)
+
+    found = attacked(jax.tree_util.Partial(function), jnp.zeros(3), 1.0, INF, INF, "default", KEY)
+    assert 0.005 < found.value <= 0.01
+    assert found.nonfinite > 0
+    assert not found.converged
+
+
+def test_a_function_of_another_precision():
+    def function(x):
+        return jnp.tanh(x.astype(jnp.bfloat16))
+
+    found = attacked(jax.tree_util.Partial(function), jnp.zeros(3), 1.0, INF, 2, ALL, KEY)
+    assert found.value.dtype == found.perturbation.dtype == "float32"
+    np.testing.assert_allclose(found.value, math.sqrt(3) * math.tanh(1), rtol=2**-7)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_pieces_refuse_what_they_cannot_do():
+    for build, message in (
+        (lambda: mf.Attack((), (Ascent(4),)), "starts: expected at least one piece"),
+        (lambda: mf.Attack((LinearStarts(),), ()), "rules: expected at least one piece"),
+        (lambda: LinearStarts(3), "count: expected 1 or 2, got 3"),
+        (lambda: RandomStarts(0), "count: expected a positive integer, got 0"),
+        (lambda: Vertices(2, columns=0), "columns: expected a positive integer, got 0"),
+        (lambda: PowerMethod(0), "steps: expected a positive integer, got 0"),
+        (lambda: Ascent(0), "steps: expected a positive integer, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build()
+
+
 def test_a_function_that_does_not_move():
     found = attacked(jax.tree_util.Partial(lambda x: 0 * x[:2] + 3), jnp.zeros(3), 1.0, 1, 2, "default", KEY)
     assert found.value == 0
@@ -201,7 +235,11 @@ def test_gradients_that_vanish_at_the_input_do_not_stop_the_attack():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"eps": -1.0}, "eps: expected a finite number >= 0, got -1.0"),
+        ({"eps": -1.0}, "eps: expected a finite number >= 0 in float32, got -1.0"),
+        ({"eps": 1e39}, "eps: expected a finite number"),
+        ({"eps": 1e-50}, "eps: expected a finite number"),
+        ({"eps": "a"}, "eps: expected a finite number"),
+        ({"box": (math.nan, 2.0)}, "x: expected an input in the box, got 5 entries outside"),
         ({"eps": math.nan}, "eps: expected a finite number"),
         ({"eps": jnp.ones(2)}, "eps: expected a finite number"),
         ({"p": 0.5}, "p: expected a number in"),
@@ -212,6 +250,8 @@ def test_gradients_that_vanish_at_the_input_do_not_stop_the_attack():
         ({"net_or_f": 3}, "net_or_f: expected a Network or a function"),
         ({"net_or_f": lambda x: x[:, None]}, "net_or_f: expected one output of shape"),
         ({"net_or_f": jnp.sum}, "net_or_f: expected one output of shape"),
+        ({"net_or_f": lambda x: x[:0]}, "net_or_f: expected one output of shape"),
+        ({"net_or_f": lambda x: x.astype(int)}, "net_or_f: expected one output of shape"),
     ],
 )
 def test_bad_input(options, message):

@@ -248,6 +248,9 @@ def test_finite_width_bound_limits_and_refusals():
     # K = 1: the mean of a log-normal variable
     w = float(log_width_factor(one))
     assert float(width_mean(one)) == pytest.approx(math.exp(-w / 8), rel=1e-5)
+    gradient = jax.grad(lambda spec: finite_width_bound(spec, 0.3, 2, INF))(one)
+    assert all(np.isfinite(leaf) for leaf in jax.tree.leaves(gradient))
+    assert np.isfinite(width_mean(dataclasses.replace(one, width=10**12)))
     # many outputs of a narrow deep network: the bound by the Frobenius norm
     assert float(width_mean(NetworkSpec(8, 40, 40, 8, 2.0))) == pytest.approx(math.sqrt(40))
     for arguments, match in (((one, -1.0, 2, 2), "eps: expected"), ((one, 1.0, 0.5, 2), "p: expected")):
