@@ -9,7 +9,9 @@ import pytest
 
 from mftadv import cli, sweep, theory
 from mftadv.cli import _options, _validate
+from mftadv.compare import judge
 from mftadv.experiments import bounds
+from mftadv.spec import NetworkSpec
 
 BOUNDS = ["--width", "24", "--depth", "2", "--networks", "60", "--data", "gaussian", "--input-dim", "4",
           "--output-dim", "2", "--p", "inf", "--q", "2", "--eps", "1", "0.1", "--dims", "4",
@@ -203,6 +205,16 @@ def test_bounds_without_matrices_and_a_wrong_bound(run, tmp_path, monkeypatch):
     cells = records(tmp_path / "results" / "bounds-1")["cells"]
     assert [cell["verdicts"]["chevet"] for cell in cells] == ["fails"] * 3
     assert all(cell["law_exact"] for cell in cells)
+
+
+@pytest.mark.parametrize(("broken", "verdict"), [(0, "holds"), (1, "fails")])
+def test_an_attack_that_broke_down_holds_nothing(broken, verdict):
+    spec, xs, loss = NetworkSpec(4, 2, 24, 2), np.ones((1, 4)), np.linspace(0.1, 0.2, 99)[:, None]
+    predicted = bounds.predictions(spec, xs, 1.0, 2.0, 2.0)
+    nonfinite = np.where(loss < loss[1], broken, 0)
+    sample = bounds.Sample(loss, loss, loss > 0, nonfinite, np.ones(99, bool))
+    claim = bounds.claims(spec, xs, predicted, 1.0, 2.0, 2.0, sample)["chevet"]
+    assert judge([claim], 1e-3)[0].verdict == verdict
 
 
 def test_bounds_interrupted_leaves_nothing(run, tmp_path, monkeypatch):
