@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from mftadv.spec import check_positive
+
 __all__ = ["Inputs", "load_inputs"]
 
 # type codes of the idx format (of the MNIST files), big-endian
@@ -44,12 +46,10 @@ def load_inputs(source: str, num_inputs: int, seed: int, *, input_dim: int = 100
 
     Source: ours.
     """
-    if num_inputs < 1:
-        raise ValueError(f"inputs: expected a positive integer, got {num_inputs}")
+    check_positive("inputs", num_inputs)
     rng = np.random.default_rng(seed)
     if source == "gaussian":
-        if input_dim < 1:
-            raise ValueError(f"input_dim: expected a positive integer, got {input_dim}")
+        check_positive("input_dim", input_dim)
         values = rng.standard_normal((num_inputs, input_dim))
     elif source == "digits":
         from sklearn.datasets import load_digits  # here alone, for whoever asks for it

@@ -119,6 +119,12 @@ def check_positive(name: str, value: int) -> int:
     return int(value)
 
 
+def representable(value: Any, dtype: Any) -> bool:
+    """Whether a number is >= 0 and neither overflows in the dtype nor is lost in it."""
+    limits = jnp.finfo(dtype)
+    return bool(value == 0 or float(limits.tiny) <= value <= float(limits.max))
+
+
 def check_exponent(name: str, value: float) -> float:
     """Return the exponent of an lp norm as a float.
 

@@ -23,7 +23,7 @@ from mftadv.attack._pieces import (
 )
 from mftadv.network import Network
 from mftadv.oracle import Source
-from mftadv.spec import NetworkSpec, check_exponent, concrete
+from mftadv.spec import NetworkSpec, check_exponent, concrete, representable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,12 +169,12 @@ def adversarial_loss(
 
 
 def _check_eps(eps: ArrayLike, dtype: Any) -> None:
-    known, limits = concrete(eps), jnp.finfo(dtype)
+    known = concrete(eps)
     if known is None:
         sound = jnp.ndim(eps) == 0
     else:
         number = any(jnp.issubdtype(known.dtype, kind) for kind in (np.floating, np.integer))
-        sound = number and known.ndim == 0 and (known == 0 or float(limits.tiny) <= known <= float(limits.max))
+        sound = number and known.ndim == 0 and representable(known, dtype)
     if not sound:
         raise ValueError(f"eps: expected a finite number >= 0 in {jnp.dtype(dtype).name}, got {eps!r}")
 

@@ -20,7 +20,7 @@ from mftadv.cli import _options
 from mftadv.compare import judge
 from mftadv.data import load_inputs
 from mftadv.experiments import bounds
-from mftadv.spec import NetworkSpec, check_exponent
+from mftadv.spec import NetworkSpec, check_exponent, representable
 
 _AFFORDABLE = 6 * 10**9  # the cost, in random numbers drawn, of a run that names no number of networks
 _MOST, _LEAST = 64, 16  # networks of such a run
@@ -211,9 +211,9 @@ def _check(args: Bounds) -> None:
     for name, values in (("p", args.p), ("q", args.q)):
         for value in values:
             check_exponent(name, value)
-    limits = jnp.finfo(jnp.result_type(float))
-    if bad := [eps for eps in args.eps if not float(limits.tiny) <= eps <= float(limits.max)]:
-        raise ValueError(f"eps: expected finite numbers > 0 in {limits.dtype.name}, got {bad[0]}")
+    dtype = jnp.result_type(float)
+    if bad := [eps for eps in args.eps if eps == 0 or not representable(eps, dtype)]:
+        raise ValueError(f"eps: expected finite numbers > 0 in {dtype.name}, got {bad[0]}")
     for name, values in (("dims", args.dims), ("outputs", args.outputs)):
         if min(values) < 1:
             raise ValueError(f"{name}: expected positive integers, got {min(values)}")

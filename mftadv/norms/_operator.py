@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from mftadv.matrices import matmul_precision
 from mftadv.norms._vectors import dual_vector, vector_norm
-from mftadv.spec import check_exponent, dual_exponent
+from mftadv.spec import check_exponent, check_positive, dual_exponent
 
 ENUMERATION_LIMIT = 14  # signs: 2^13 vectors, for -s gives what s gives
 POWER_STEPS = 64
@@ -101,8 +101,7 @@ def operator_norm(
     p, q = check_exponent("p", p), check_exponent("q", q)
     if matrix.ndim < 2 or min(matrix.shape[-2:]) < 1:
         raise ValueError(f"matrix: expected [..., K, d] with K, d >= 1, got shape {matrix.shape}")
-    if restarts < 1:
-        raise ValueError(f"restarts: expected a positive integer, got {restarts}")
+    check_positive("restarts", restarts)
     largest = jnp.max(jnp.abs(matrix), axis=(-2, -1))
     unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     matrix = matrix / unit[..., None, None]

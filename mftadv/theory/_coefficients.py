@@ -3,7 +3,7 @@
 import math
 import numbers
 
-from mftadv.spec import check_exponent, dual_exponent
+from mftadv.spec import check_exponent, check_positive, dual_exponent
 from mftadv.theory import _gaussian_norms as norms
 
 KINDS = ("chevet", "sharp", "leading", "published")
@@ -16,10 +16,8 @@ _PUBLISHED = {
 
 
 def _check_arguments(p: float, q: float, input_dim: int, output_dim: int) -> tuple[float, float, int, int]:
-    for name, value in (("input_dim", input_dim), ("output_dim", output_dim)):
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-            raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-    return check_exponent("p", p), check_exponent("q", q), int(input_dim), int(output_dim)
+    d, k = check_positive("input_dim", input_dim), check_positive("output_dim", output_dim)
+    return check_exponent("p", p), check_exponent("q", q), d, k
 
 
 def operator_norm_coefficient(p: float, q: float, input_dim: int, output_dim: int, kind: str = "chevet") -> float:
