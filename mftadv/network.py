@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from mftadv.matrices import DenseMatrix, Matrix, MatrixFree, dense_gaussian, matrix_free_gaussian, noise_size
-from mftadv.spec import NetworkSpec
+from mftadv.spec import NetworkSpec, key_for
 
 __all__ = ["Evaluation", "Network", "Params", "apply", "difference", "evaluate", "forward", "init", "pullback"]
 
@@ -73,6 +73,9 @@ class Network:
             if isinstance(matrix, MatrixFree):
                 matrix.check_room(inputs, cotangents)
 
+    def __repr__(self) -> str:
+        return f"Network({self.spec}, {'dense' if self.is_dense else 'matrix_free'})"
+
 
 class Evaluation(NamedTuple):
     """A function seen at a point, kept to ask for differences and derivatives there.
@@ -120,11 +123,19 @@ def init(
         The network, in the default float type of JAX.
 
     Raises:
-        ValueError: the engine does not exist, or capacity is not a pair of counts where it is needed and None where
-            it is not.
+        ValueError: key is not a key, spec is not one NetworkSpec with scalar leaves, the engine does not exist, or
+            capacity is not a pair of counts where it is needed and None where it is not.
 
     Source: Kumano et al. 2023, section 3; the matrix-free law is that of `mftadv.matrices.MatrixFree`.
     """
+    key = key_for("init", key)
+    if not isinstance(spec, NetworkSpec):
+        raise ValueError(f"spec: expected a NetworkSpec, got {type(spec).__name__}")
+    if any(jnp.ndim(leaf) for leaf in jax.tree.leaves(spec)):
+        raise ValueError(
+            f"spec: expected the law of one network, got {spec}; for one network of each law, "
+            "jax.vmap(mf.init, (None, spec.in_axes))(key, spec)"
+        )
     if engine not in ENGINES:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
     if engine == "dense" and capacity is not None:

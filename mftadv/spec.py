@@ -6,6 +6,7 @@ Axis legend of all shapes in this package: d input, K output, N width, L depth, 
 import dataclasses
 import math
 import numbers
+import zlib
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-__all__ = ["BLOCKS", "NetworkSpec", "check_exponent", "dual_exponent"]
+__all__ = ["BLOCKS", "NetworkSpec", "check_exponent", "check_key", "dual_exponent", "key_for"]
 
 BLOCKS = ("vanilla", "residual", "signed")
 
@@ -37,7 +38,8 @@ class NetworkSpec:
     random signs for "signed". Entries are Gaussian: P_in N(0, 1/d), W_l N(0, s/N), b_l N(0, b2), P_out N(0, 1/N).
 
     The class is a pytree: shapes and `block` are static, the variances and slopes are leaves, so that changing a
-    leaf never recompiles, a sweep is a vmap over leaves, and closed forms are differentiated with respect to them.
+    leaf never recompiles, and closed forms are differentiated with respect to them. A leaf may be an array, for a
+    sweep in one program: `jax.vmap(function, (None, spec.in_axes))(key, spec)`.
 
     Args:
         input_dim: d >= 1.
@@ -95,6 +97,25 @@ class NetworkSpec:
         """Whether a block adds its input to its branch (e = 1)."""
         return self.block != "vanilla"
 
+    @property
+    def in_axes(self) -> "NetworkSpec":
+        """The spec as `in_axes` of a vmap: 0 for each leaf that is an array with an axis, None for every number."""
+        return jax.tree.map(lambda leaf: 0 if jnp.ndim(leaf) else None, self)
+
+    def replace(self, **changes: Any) -> "NetworkSpec":
+        """The same spec with other values of the named fields.
+
+        Raises:
+            ValueError: as for the constructor, or there is no such field.
+        """
+        if unknown := changes.keys() - {*_STATIC_FIELDS, *_LEAF_FIELDS}:
+            raise ValueError(f"{min(unknown)}: expected a field of NetworkSpec, got none of that name")
+        return dataclasses.replace(self, **changes)
+
+    def __repr__(self) -> str:
+        fields = (f"{field.name}={_brief(getattr(self, field.name))}" for field in dataclasses.fields(self))
+        return f"NetworkSpec({', '.join(fields)})"
+
     def tree_flatten_with_keys(self):
         children = [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in _LEAF_FIELDS]
         return children, tuple(getattr(self, name) for name in _STATIC_FIELDS)
@@ -106,6 +127,39 @@ class NetworkSpec:
         for name, value in (*zip(_STATIC_FIELDS, static, strict=True), *zip(_LEAF_FIELDS, leaves, strict=True)):
             object.__setattr__(spec, name, value)
         return spec
+
+
+def _brief(value: Any) -> str:
+    """A number as it is, an array or a tracer by its type and shape."""
+    if isinstance(value, Tracer) or np.ndim(value):
+        return f"{value.dtype}{list(value.shape)}"
+    return repr(value.item() if isinstance(value, np.ndarray | np.generic | jax.Array) else value)
+
+
+def check_key(key: Any) -> None:
+    """Refuse what is not one JAX key.
+
+    Raises:
+        ValueError: `key` is a seed, a raw or batched key, or something else.
+    """
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        got = "a NetworkSpec (the key comes first)" if isinstance(key, NetworkSpec) else repr(key)
+        raise ValueError(f"key: expected a key such as jax.random.key(0), got {got}")
+    if key.ndim:
+        raise ValueError(f"key: expected one key, got {list(key.shape)} of them; jax.vmap takes many")
+
+
+def key_for(function: str, key: jax.Array) -> jax.Array:
+    """The key from which a function of this package draws when it is given `key`.
+
+    Its own fold keeps its draws independent of those of other functions, and of the reader's `split(key)` and
+    `fold_in(key, i)`, when one key is used for several things.
+
+    Raises:
+        ValueError: `key` is not one JAX key.
+    """
+    check_key(key)
+    return jax.random.fold_in(key, zlib.crc32(function.encode()))
 
 
 def check_positive(name: str, value: int) -> int:
@@ -132,7 +186,7 @@ def check_exponent(name: str, value: float) -> float:
         ValueError: `value` is not a number in [1, inf].
     """
     if not isinstance(value, numbers.Real) or isinstance(value, bool) or not value >= 1:
-        raise ValueError(f"{name}: expected a number in [1, inf], got {value!r}")
+        raise ValueError(f"{name}: expected a number in [1, inf] (math.inf for the largest entry), got {value!r}")
     return float(value)
 
 

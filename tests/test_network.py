@@ -220,6 +220,27 @@ def test_init_has_the_variances_it_promises(block):
     assert abs(np.corrcoef(flat[0], flat[1])[0, 1]) < 4.5 / 300
 
 
+def test_draws_are_independent_of_the_reader_s_own():
+    """One key for a network and for an input, directly or by split and fold_in: no cosine beyond chance."""
+    key, d = jax.random.key(0), 1000
+    net = jax.jit(init)(key, make_spec("signed", d=d, N=d, K=2, L=1))
+    own = [key, *jax.random.split(key, 8), *(jax.random.fold_in(key, i) for i in range(8))]
+    inputs = jnp.stack([jax.random.normal(k, (d,)) for k in own])
+    rows = [net.frozen.embedding.entries, net.frozen.readout.entries, net.params.weights[0].entries]
+    rows = np.concatenate([*rows, *(np.asarray(v)[None] for v in (*net.params.biases, *net.frozen.signs))])
+    cosines = (
+        (np.asarray(inputs) @ rows.T) / np.linalg.norm(inputs, axis=1)[:, None] / np.linalg.norm(rows, axis=1)[None]
+    )
+    assert np.max(np.abs(cosines)) < 6 / np.sqrt(d)
+
+
+def test_repr_is_short():
+    net = jax.jit(init)(jax.random.key(0), make_spec())
+    assert repr(net).startswith("Network(NetworkSpec(input_dim=7,")
+    assert repr(net).endswith("dense)")
+    assert len(repr(net)) < 250
+
+
 def test_dtypes():
     net = init(jax.random.key(0), make_spec())
     rep = linear.linear_representation(net, np.ones(7))  # float64 data, float32 network
@@ -247,6 +268,10 @@ def test_evaluate_returns_the_network():
         (lambda net: linear.linear_representation("f", jnp.ones(7)), "net_or_f: expected .* got str"),
         (lambda net: linear.linear_representation(jnp.sum, jnp.ones(7)), r"net_or_f: .* \[K\] for one input \[d\]"),
         (lambda net: linear.linear_representation(jnp.sin, jnp.ones((1, 1, 7))), "x: expected shape"),
+        (lambda net: init(net.spec, jax.random.key(0)), "key: expected a key .* got a NetworkSpec"),
+        (lambda net: init(0, net.spec), "key: expected a key such as jax.random.key"),
+        (lambda net: init(jax.random.key(0), 7), "spec: expected a NetworkSpec, got int"),
+        (lambda net: init(jax.random.key(0), net.spec.replace(bias_variance=np.ones(3))), "spec: .* jax.vmap.mf.init"),
     ],
 )
 def test_bad_input(call, message):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mftadv.spec import NetworkSpec, dual_exponent
+from mftadv.spec import NetworkSpec, dual_exponent, key_for
 
 SHAPE = {"input_dim": 3, "output_dim": 2, "width": 5, "depth": 4}
 
@@ -55,14 +55,46 @@ def test_transformations():
     gradient = jax.grad(lambda spec: -(spec.weight_variance**2) + spec.bias_variance)(spec)
     assert (gradient.weight_variance, gradient.bias_variance, gradient.positive_slope) == (-6.0, 1.0, 0.0)
     assert gradient.width == 5
-    swept = NetworkSpec(**SHAPE, weight_variance=jnp.arange(1.0, 4.0))
-    axes = NetworkSpec(**SHAPE, weight_variance=0.0)
-    axes = jax.tree.unflatten(jax.tree.structure(axes), [0, None, None, None])
-    np.testing.assert_array_equal(jax.vmap(lambda s: 2 * s.weight_variance, in_axes=(axes,))(swept), [2.0, 4.0, 6.0])
+    swept = spec.replace(weight_variance=jnp.arange(1.0, 4.0))
+    double = jax.vmap(lambda spec: 2 * spec.weight_variance + spec.bias_variance, (swept.in_axes,))(swept)
+    np.testing.assert_array_equal(double, [2.5, 4.5, 6.5])
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(spec)]
     assert names == [".weight_variance", ".bias_variance", ".positive_slope", ".negative_slope"]
     assert jax.tree.map(lambda leaf: leaf, spec) == spec
     assert hash(spec) == hash(NetworkSpec(**SHAPE, weight_variance=3, bias_variance=0.5))
+
+
+def test_repr_shows_numbers_and_shapes():
+    assert "weight_variance=2.0, bias_variance=0.0" in repr(NetworkSpec(**SHAPE))
+    assert "bias_variance=float32[1000]" in repr(NetworkSpec(**SHAPE, bias_variance=jnp.ones(1000)))
+    shown = []
+    jax.eval_shape(lambda spec: shown.append(repr(spec)), NetworkSpec(**SHAPE))
+    assert "weight_variance=float32[]" in shown[0]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_replace():
+    spec = NetworkSpec(**SHAPE)
+    assert spec.replace(width=7, weight_variance=1.5) == NetworkSpec(**{**SHAPE, "width": 7}, weight_variance=1.5)
+    with pytest.raises(ValueError, match="widht: expected a field of NetworkSpec"):
+        spec.replace(widht=7)
+    with pytest.raises(ValueError, match="width: expected a positive integer, got 0"):
+        spec.replace(width=0)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (0, "got 0"),
+        (jax.random.key_data(jax.random.key(0)), "got Array"),
+        (NetworkSpec(**SHAPE), "the key comes first"),
+        (jax.random.split(jax.random.key(0), 3), r"expected one key, got \[3\] of them; jax.vmap"),
+    ],
+)
+def test_what_is_no_key(key, message):
+    with pytest.raises(ValueError, match=f"key: expected .*{message}|key: {message}"):
+        key_for("init", key)
 
 
 @pytest.mark.parametrize(("p", "dual"), [(1, math.inf), (2, 2.0), (math.inf, 1.0), (3, 1.5), (1.5, 3.0)])
