@@ -1,17 +1,20 @@
 """The linear representation f(x) = J(x) x + a(x) on the linear region of x."""
 
+import contextlib
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from mftadv import oracle
 from mftadv.network import Evaluation, Network
-from mftadv.oracle import Source
+from mftadv.oracle import Function, Source
+from mftadv.spec import check_positive
 
-__all__ = ["LinearRepresentation", "linear_representation"]
+__all__ = ["LinearRepresentation", "jacobian_and_shift", "jacobian_queries", "linear_representation"]
 
 
 class LinearRepresentation(NamedTuple):
@@ -33,7 +36,8 @@ def linear_representation(
 ) -> LinearRepresentation:
     """The exact Jacobian J and shift a of a network, or of any JAX function, at one input or a block of inputs.
 
-    f(x) = J(x) x + a(x) with J = df/dx. Rows come by pullback where K <= d, columns by pushforward where d < K. The
+    f(x) = J(x) x + a(x) with J = df/dx. Rows come by pullback where K <= d, columns by pushforward where d < K; a
+    function that has only one of the two modes of differentiation is differentiated by that. The
     shift of a network is sum_l <df/db_l, b_l> along the same backward pass (or the biases carried by the same forward
     pass), so it is exactly 0 without biases; that of a plain function is f(x) - J x. The gate of a preactivation
     that is exactly 0 counts as open. All inputs of a block share one pass over the weights.
@@ -49,49 +53,77 @@ def linear_representation(
         matrix-free network belongs to its law from then on: ask `.network` next. `rep.network or net` serves both.
 
     Raises:
-        ValueError: wrong shapes, a function that does not map [d] to [K], or chunk_size < 1.
+        ValueError: wrong shapes, a function that does not map [d] to [K] or is another one each time it is traced
+            (dropout), or chunk_size < 1.
 
     Source: Kumano et al. 2023, section 4 (linear representation); the sum for the shift is ours.
     """
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
-        raise ValueError(f"chunk_size: expected a positive integer or None, got {chunk_size!r}")
-    at = oracle.value(net_or_f, x)
-    dtype, points = at.output.dtype, at.output.shape[:-1]
-    K, d = at.output.shape[-1], jnp.shape(x)[-1]
+    source, x = oracle.trace(net_or_f, x)
+    at = oracle.value(source, x)
+    jacobian, shift, network = jacobian_and_shift(source, at, jnp.shape(x)[-1], chunk_size)
+    return LinearRepresentation(jacobian, shift, at.output, None if network is None or network.is_dense else network)
 
-    # `which` numbers the rows asked for, [*points, R]; the answers come with the network to ask next.
+
+def jacobian_and_shift(
+    source: Network | Function, at: Evaluation, input_dim: int, chunk_size: int | None
+) -> tuple[Float[Array, "*B K d"], Float[Array, "*B K"], Network | None]:
+    """J and a where a source was evaluated, and the network to use next; see `linear_representation`."""
+    if chunk_size is not None:
+        check_positive("chunk_size", chunk_size)
+    dtype, points, (K, d) = at.output.dtype, at.output.shape[:-1], (at.output.shape[-1], input_dim)
+
+    def unit_rows(which, n):
+        return jnp.asarray((which[..., None] == np.arange(n).reshape((1,) * which.ndim + (n,))).astype(dtype))
+
+    # `which` numbers the rows or columns, [*points, R].
     def rows(network, at, which):
-        source, cotangents = network or net_or_f, jax.nn.one_hot(which, K, dtype=dtype)
-        jacobian, shift, network = oracle.pullback(source, at, cotangents)
+        jacobian, shift, network = oracle.pullback(network or source, at, unit_rows(which, K))
         return (jacobian, shift), network
 
     def columns(network, at, which):
         # one past the last column stands for the shift: no tangent, the biases alone
-        source, tangents = network or net_or_f, jax.nn.one_hot(which, d, dtype=dtype)
-        return oracle.pushforward(source, at, tangents, (which == d).astype(dtype))
+        tangents, constants = unit_rows(which, d), (which == d).astype(dtype)
+        return oracle.pushforward(network or source, at, tangents, constants)
 
-    if d >= K:
-        (jacobian, shift), network = _ask(rows, at, points, K, chunk_size)
-    else:
-        images, network = _ask(columns, at, points, d + 1, chunk_size)
-        jacobian, shift = jnp.swapaxes(images[..., :d, :], -1, -2), images[..., d, :]
-    return LinearRepresentation(jacobian, shift, at.output, None if network is None or network.is_dense else network)
+    def by_rows():
+        (jacobian, shift), network = _in_chunks(rows, at, points, K, chunk_size)
+        return jacobian, shift, network
+
+    def by_columns():
+        images, network = _in_chunks(columns, at, points, d + 1, chunk_size)
+        return jnp.swapaxes(images[..., :d, :], -1, -2), images[..., d, :], network
+
+    preferred, other = (by_rows, by_columns) if d >= K else (by_columns, by_rows)
+    try:
+        return preferred()
+    except (TypeError, ValueError):
+        # A custom_vjp has no forward mode, and a while loop no reverse mode.
+        if isinstance(source, Network):
+            raise
+        with contextlib.suppress(TypeError, ValueError):
+            return other()
+        raise
 
 
-def _ask(question, at: Evaluation, points: tuple[int, ...], num_rows: int, chunk_size: int | None):
-    """Ask `num_rows` questions at every point, at most `chunk_size` at once."""
+def jacobian_queries(input_dim: int, output_dim: int) -> tuple[int, int]:
+    """How many inputs and how many cotangents J and a of one input take, beside the input itself."""
+    return (0, output_dim) if input_dim >= output_dim else (input_dim + 1, 0)
+
+
+def _in_chunks(function, at: Evaluation, points: tuple[int, ...], num_rows: int, chunk_size: int | None):
+    """A function of row numbers, [*points, num_rows] of them, at most `chunk_size` at once."""
     total = math.prod(points) * num_rows
     if chunk_size is None or chunk_size >= total:
-        return question(at.network, at, jnp.arange(num_rows).reshape((1,) * len(points) + (-1,)))
+        return function(at.network, at, np.arange(num_rows).reshape((1,) * len(points) + (-1,)))
     flat = tuple(values.reshape(-1, values.shape[-1]) for values in at.at)
     num_chunks = -(-total // chunk_size)
-    asked = jnp.minimum(jnp.arange(num_chunks * chunk_size), total - 1).reshape(num_chunks, chunk_size)
+    numbers = jnp.minimum(jnp.arange(num_chunks * chunk_size), total - 1).reshape(num_chunks, chunk_size)
 
-    def chunk(network, asked):
-        here = Evaluation(at.output, tuple(values[asked // num_rows] for values in flat), network)
-        answers, network = question(network, here, asked % num_rows)
+    def chunk(network, numbers):
+        here = Evaluation(at.output, tuple(values[numbers // num_rows] for values in flat), network)
+        answers, network = function(network, here, numbers % num_rows)
         return network, answers
 
-    network, answers = jax.lax.scan(chunk, at.network, asked)
+    network, answers = jax.lax.scan(chunk, at.network, numbers)
     restore = lambda a: a.reshape(-1, *a.shape[2:])[:total].reshape(*points, num_rows, *a.shape[2:])  # noqa: E731
     return jax.tree.map(restore, answers), network

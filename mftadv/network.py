@@ -241,7 +241,7 @@ def evaluate(network: Network, x: Float[ArrayLike, "*B d"]) -> tuple[Float[Array
 
 def forward(network: Network, x: Float[ArrayLike, "*B d"]) -> Evaluation:
     """Evaluate f at x, keeping what differences and derivatives there need."""
-    x = _check_input(network, x)
+    x = check_input(network, x)
     embedding, h = network.frozen.embedding.matvec(x)
 
     def layer(matrix, bias, _, h):
@@ -368,7 +368,7 @@ def _of_points(values: Array, rows: Array) -> Array:
     return values if values.ndim == rows.ndim else values[..., None, :]
 
 
-def _check_input(network: Network, x: ArrayLike) -> Array:
+def check_input(network: Network, x: ArrayLike) -> Array:
     d = network.spec.input_dim
     x = jnp.asarray(x)
     if x.ndim not in (1, 2) or x.shape[-1] != d:

@@ -1,8 +1,9 @@
 """The pieces that attacks are made of: where to start, and how to go on.
 
-All are written over the verbs of `mftadv.oracle`, for one input [d] or a block [B, d] with R candidates each. A piece
-is a value, so that equal ones share a compiled program; `queries` says how many differences and how many cotangents it
-asks for at each input, and `uses_jacobian` whether it reads J(x), which all starts of an attack share.
+All are written over the functions of `mftadv.oracle`, for one input [d] or a block [B, d] with R candidates each. A
+piece is a value, so that equal ones share a compiled program; `queries` says how many differences and how many
+cotangents it takes at each input, `normals` how many random numbers it is handed, and `uses_jacobian` whether it
+reads J(x), which all starts of an attack share.
 """
 
 import dataclasses
@@ -13,11 +14,12 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from mftadv import oracle
-from mftadv.network import Evaluation, draw_if
+from mftadv.network import Evaluation, Network
 from mftadv.norms import dual_vector, maximise_linear, maximising_vector, project, vector_norm
+from mftadv.oracle import Function
 from mftadv.spec import check_positive, dual_exponent
 
 _CHUNK = 128  # candidates evaluated at once where there are many
@@ -30,25 +32,21 @@ class Problem(NamedTuple):
     `jacobian` is J(x) [*B, K, d], None where no start uses it.
     """
 
-    source: Any
+    source: Network | Function
     base: Evaluation
     jacobian: Any
     input_dim: int
-    eps: Array
+    eps: Float[Array, "*B 1"]
     p: float
     q: float
     box: tuple[Array | None, Array | None]
-
-    @property
-    def output_dim(self) -> int:
-        return self.base.output.shape[-1]
 
 
 class Candidates(NamedTuple):
     """R perturbations of each input, and the best that each has been.
 
-    `network` is the one to ask next, None where the source stays what it is. `nonfinite` counts the candidates whose
-    value was not finite: they enter nothing else.
+    `network` is the one to use next, None where the source stays what it is. `nonfinite` counts the evaluations whose
+    value was not finite: they enter nothing else. `zero_gradients` counts the finite ones whose gradient was 0.
     """
 
     network: Any
@@ -56,78 +54,62 @@ class Candidates(NamedTuple):
     value: Float[Array, "*B R"]
     best: Float[Array, "*B R d"]
     nonfinite: Int[Array, "*B"]
+    zero_gradients: Int[Array, "*B"]
 
 
 def start(network: Any, eta: Array) -> Candidates:
-    """Candidates that nobody has looked at: the best so far is no perturbation."""
-    zero = jnp.zeros_like(eta)
-    return Candidates(network, eta, zero[..., 0], zero, jnp.zeros(eta.shape[:-2], jnp.int32))
+    """Candidates before their first evaluation: the best so far is no perturbation."""
+    zero, none = jnp.zeros_like(eta), jnp.zeros(eta.shape[:-2], jnp.int32)
+    return Candidates(network, eta, zero[..., 0], zero, none, none)
 
 
-def climb(problem: Problem, candidates: Candidates) -> tuple[Candidates, Array, Array]:
-    """Evaluate every candidate and keep the best of each; the values now, and the gradients, 0 where not finite."""
-    network, eta, value, best, nonfinite = candidates
-    network, at, seen = _look(problem, network, eta)
-    finite = jnp.isfinite(seen)
-    better = finite & (seen > value)
-    value, best = jnp.where(better, seen, value), jnp.where(better[..., None], eta, best)
-    nonfinite = nonfinite + jnp.sum(~finite, axis=-1, dtype=jnp.int32)
-    network, gradient = _pull(problem, network, at, dual_vector(at.output, dual_exponent(problem.q)))
-    sound = jnp.all(jnp.isfinite(gradient), axis=-1, keepdims=True)
-    return Candidates(network, eta, value, best, nonfinite), seen, jnp.where(sound, gradient, 0)
+def evaluate(problem: Problem, candidates: Candidates) -> tuple[Candidates, Array, Array]:
+    """Evaluate every candidate and remember the best of each; the values, and the gradients, 0 where not finite."""
+    network, eta, value, best, nonfinite, zero_gradients = candidates
+    network, at, values = _differences(problem, network, eta)
+    rows, _, used = oracle.pullback(network or problem.source, at, dual_vector(at.output, dual_exponent(problem.q)))
+    finite = jnp.isfinite(values)
+    better = finite & (values > value)
+    value, best = jnp.where(better, values, value), jnp.where(better[..., None], eta, best)
+    largest = jnp.max(jnp.abs(rows), axis=-1)  # one pass tells zero from not finite
+    nonfinite += jnp.sum(~finite, axis=-1, dtype=jnp.int32)
+    zero_gradients += jnp.sum(finite & (largest == 0), axis=-1, dtype=jnp.int32)
+    gradient = jnp.where(jnp.isfinite(largest)[..., None], rows, 0)
+    return Candidates(_if_needed(network, used), eta, value, best, nonfinite, zero_gradients), values, gradient
 
 
-def _look(problem: Problem, network: Any, eta: Array) -> tuple[Any, Evaluation, Array]:
-    """The difference of f at each candidate, and its q-norm."""
+def _differences(problem: Problem, network: Any, eta: Array) -> tuple[Any, Evaluation, Array]:
+    """The difference of f at each candidate, and its q-norm: 0 for a ball of radius 0, where f - f is rounding."""
     at = oracle.difference(network or problem.source, problem.base, eta)
-    return _kept(network, at.network), at, vector_norm(at.output, problem.q)
+    return _if_needed(network, at.network), at, jnp.where(problem.eps == 0, 0, vector_norm(at.output, problem.q))
 
 
-def _pull(problem: Problem, network: Any, at: Evaluation, cotangents: Array) -> tuple[Any, Array]:
-    rows, _, asked = oracle.pullback(network or problem.source, at, cotangents)
-    return _kept(network, asked), rows
+def _if_needed(network: Any, used: Any) -> Any:
+    return None if network is None else used
 
 
-def with_jacobian(problem: Problem, network: Any) -> tuple[Any, Problem]:
-    """The problem that knows J(x) of each input, by rows."""
-    output, K = problem.base.output, problem.output_dim
-    every = jnp.broadcast_to(jnp.eye(K, dtype=output.dtype), (*output.shape, K))
-    network, jacobian = _pull(problem, network, problem.base, every)
-    return network, problem._replace(jacobian=jacobian)
-
-
-def _kept(network: Any, asked: Any) -> Any:
-    return None if network is None else asked
-
-
-def _screen(problem: Problem, network: Any, items: Array, build: Callable, count: int) -> tuple[Any, Array]:
-    """The `count` best of n items [*B, n, ...] for each input, where `build` makes candidates of some [*B, m, ...]."""
+def _scores(problem: Problem, network: Any, items: Array, build: Callable) -> tuple[Any, Array]:
+    """The value of each of n items [*B, n, ...], where `build` makes candidates of some, -1 where not finite."""
     axis = problem.base.output.ndim - 1
     points, number = items.shape[:axis], items.shape[axis]
+
+    def score(network, some):
+        network, _, values = _differences(problem, network, build(some))
+        return network, jnp.where(jnp.isfinite(values), values, -1)
+
     chunks = -(-number // _CHUNK)
+    if chunks == 1:  # a loop takes longer to compile
+        return score(network, items)
     each = -(-number // chunks)
     padded = jnp.take(items, jnp.minimum(jnp.arange(chunks * each), number - 1), axis=axis)
     split = jnp.moveaxis(padded.reshape(*points, chunks, each, *items.shape[axis + 1 :]), axis, 0)
-
-    def score(network, some):
-        network, _, values = _look(problem, network, build(some))
-        return network, values
-
     network, scores = jax.lax.scan(score, network, split)
-    scores = jnp.moveaxis(scores, 0, -2).reshape(*points, chunks * each)[..., :number]
-    chosen = jax.lax.top_k(jnp.where(jnp.isfinite(scores), scores, -1), min(count, number))[1]
-    chosen = chosen.reshape(*chosen.shape, *(1 for _ in items.shape[axis + 1 :]))
-    return network, jnp.take_along_axis(items, chosen, axis=axis)
+    return network, jnp.moveaxis(scores, 0, -2).reshape(*points, chunks * each)[..., :number]
 
 
 def _best_response(problem: Problem, gradient: Array) -> Array:
     """The candidate that a linear function with these gradients is largest at."""
     return maximise_linear(gradient, problem.eps, problem.p, *problem.box)
-
-
-def _draw(problem: Problem, key: Array, shape: tuple[int, ...]) -> Array:
-    """Standard normals of the precision of the output."""
-    return draw_if(problem.eps >= 0, key, shape, jnp.nan, problem.base.output.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,45 +129,65 @@ class LinearStarts:
     def queries(self, input_dim: int) -> tuple[int, int]:
         return 0, 0
 
-    def __call__(self, problem: Problem, network: Any, key: Key[Array, ""]) -> tuple[Any, Array]:
+    def normals(self, points: tuple[int, ...], input_dim: int) -> int:
+        return _RESTARTS * input_dim
+
+    def __call__(self, problem: Problem, network: Any, normals: Float[Array, " T"]) -> tuple[Any, Array]:
         jacobian = problem.jacobian
-        random = _draw(problem, key, (_RESTARTS, problem.input_dim))
-        v = maximising_vector(jacobian, problem.p, problem.q, random)[..., None]
-        w = dual_vector(jnp.squeeze(jacobian @ v, -1), dual_exponent(problem.q))[..., None, :]
-        row = w @ jacobian
-        rows = jnp.concatenate([row, -row][: self.count], axis=-2)
-        useful = jnp.all(jnp.isfinite(row), -1, keepdims=True) & jnp.any(row != 0, -1, keepdims=True)
-        rows = jnp.where(useful, rows, jnp.broadcast_to(random[: self.count], rows.shape))
-        return network, _best_response(problem, rows)
+        random = normals.reshape(_RESTARTS, problem.input_dim)
+        several = jnp.broadcast_to(random, (*jacobian.shape[:-2], *random.shape))
+        # Some rows of J too: each is the best start for one output.
+        several = jnp.concatenate([several, jacobian[..., : _RESTARTS // 4, :]], axis=-2)
+        v = maximising_vector(jacobian, problem.p, problem.q, several)
+        largest = jnp.max(jnp.abs(v), axis=-1)
+        known = jnp.isfinite(largest) & (largest > 0)
+        if problem.box[0] is None:
+            v = jnp.where(known[..., None], v, dual_vector(random[0], problem.p))[..., None, :]
+            both = jnp.concatenate([v, -v][: self.count], axis=-2) * problem.eps[..., None]
+            return network, both
+        w = dual_vector(jnp.squeeze(jacobian @ v[..., None], -1), dual_exponent(problem.q))[..., None, :]
+        row = jnp.where(known[..., None, None], w @ jacobian, random[0])
+        return network, _best_response(problem, jnp.concatenate([row, -row][: self.count], axis=-2))
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomStarts:
     """Random points of the ball's boundary: uniform directions, and for every other one a random best response.
 
-    The best `count` of `drawn` points, which see regions where the gradient at x does not point; of a matrix-free
-    network, too wide for a random point to be a good one, the first `count`.
+    With `among` > 1 each is the best of so many points, which see regions where the gradient at x does not point; not
+    so of a matrix-free network, too wide for a random point to be a good one.
     """
 
     count: int
-    drawn: int = 0
+    among: int = 1
     uses_jacobian: ClassVar = False
 
     def __post_init__(self):
         check_positive("count", self.count)
+        check_positive("among", self.among)
 
     def queries(self, input_dim: int) -> tuple[int, int]:
         return 0, 0
 
-    def __call__(self, problem: Problem, network: Any, key: Key[Array, ""]) -> tuple[Any, Array]:
-        output = problem.base.output
-        number = max(self.count, self.drawn if network is None else 0)
-        directions = _draw(problem, key, (*output.shape[:-1], number, problem.input_dim))
-        inside = directions / vector_norm(directions, problem.p)[..., None] * problem.eps
+    def normals(self, points: tuple[int, ...], input_dim: int) -> int:
+        return self.count * self.among * math.prod(points) * input_dim
+
+    def __call__(self, problem: Problem, network: Any, normals: Float[Array, " T"]) -> tuple[Any, Array]:
+        points, d = problem.base.output.shape[:-1], problem.input_dim
+        directions = jnp.moveaxis(normals.reshape(-1, *points, d), 0, -2)
+        among = self.among if network is None else 1
+        directions = directions[..., : self.count * among, :]
+        inside = directions / vector_norm(directions, problem.p)[..., None] * problem.eps[..., None]
         inside = inside if problem.box[0] is None else jnp.clip(inside, *problem.box)
-        corner = (jnp.arange(number) % 2 == 0)[:, None]
+        corner = (np.arange(self.count * among) % 2 == 0)[:, None]
         eta = jnp.where(corner, _best_response(problem, directions), inside)
-        return _screen(problem, network, eta, lambda eta: eta, self.count) if number > self.count else (network, eta)
+        if among == 1:
+            return network, eta
+        network, scores = _scores(problem, network, eta, lambda eta: eta)
+        scores, eta = scores.reshape(*points, self.count, among), eta.reshape(*points, self.count, among, d)
+        place = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
+        best = place == jnp.argmax(scores, axis=-1, keepdims=True)
+        return network, jnp.sum(jnp.where(best[..., None], eta, 0), axis=-2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +208,10 @@ class Vertices:
     def queries(self, input_dim: int) -> tuple[int, int]:
         return 2 * min(self.columns, input_dim), 0
 
-    def __call__(self, problem: Problem, network: Any, key: Key[Array, ""]) -> tuple[Any, Array]:
+    def normals(self, points: tuple[int, ...], input_dim: int) -> int:
+        return 0
+
+    def __call__(self, problem: Problem, network: Any, normals: Float[Array, " T"]) -> tuple[Any, Array]:
         output, d = problem.base.output, problem.input_dim
         points = output.shape[:-1]
         columns = jnp.broadcast_to(jnp.arange(d), (*points, d))
@@ -219,17 +224,21 @@ class Vertices:
             sign = jnp.where(signed < d, 1, -1)[..., None].astype(output.dtype)
             return _best_response(problem, sign * jax.nn.one_hot(signed % d, d, dtype=output.dtype))
 
-        network, signed = _screen(problem, network, signed, vertices, self.count)
-        return network, vertices(signed)
+        network, scores = _scores(problem, network, signed, vertices)
+        best = jax.lax.top_k(scores, min(self.count, signed.shape[-1]))[1]
+        return network, vertices(jnp.take_along_axis(signed, best, axis=-1))
 
 
 # Rules: rule.memory(problem, candidates) before the first step, then at each step, of which `number` counts those by
-# this rule, rule(problem, candidates, seen, gradient, memory, number) -> (eta, memory).
+# this rule, rule(problem, candidates, values, gradient, memory, number) -> (eta, memory).
 
 
 @dataclasses.dataclass(frozen=True)
 class PowerMethod:
-    """Go from each candidate to the best response to its gradient: the generalised power method, FGSM as one step."""
+    """Go from each candidate to the best response to its gradient: the generalised power method, FGSM as one step.
+
+    No perturbation is the response to a gradient of 0.
+    """
 
     steps: int
 
@@ -239,9 +248,8 @@ class PowerMethod:
     def memory(self, problem: Problem, candidates: Candidates) -> Any:
         return ()
 
-    def __call__(self, problem: Problem, candidates: Candidates, seen, gradient, memory, number):
-        moves = jnp.any(gradient != 0, axis=-1, keepdims=True)
-        return jnp.where(moves, _best_response(problem, gradient), candidates.eta), memory
+    def __call__(self, problem: Problem, candidates: Candidates, values, gradient, memory, number):
+        return _best_response(problem, gradient), memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,21 +275,21 @@ class Ascent:
         size = jnp.broadcast_to(2 * reach * problem.eps, value.shape)
         return eta, value, size, jnp.zeros(value.shape, jnp.int32), (size, value - 1)
 
-    def __call__(self, problem: Problem, candidates: Candidates, seen, gradient, memory, number):
+    def __call__(self, problem: Problem, candidates: Candidates, values, gradient, memory, number):
         (before, last, size, rises, settled), eta, value = memory, candidates.eta, candidates.value
         first, interval = number == 0, jnp.asarray(_intervals(self.steps))[number]
-        before, last = jnp.where(first, eta, before), jnp.where(first, seen, last)
-        rises = jnp.where(seen > last, rises + 1, rises)
+        before, last = jnp.where(first, eta, before), jnp.where(first, values, last)
+        rises = jnp.where(values > last, rises + 1, rises)
         stuck = (settled[0] == size) & (settled[1] == value)
         halve = (interval > 0) & ((4 * rises < 3 * interval) | stuck)
         settled = tuple(jnp.where(interval > 0, *pair) for pair in ((size, settled[0]), (value, settled[1])))
         size, rises = jnp.where(halve, size / 2, size), jnp.where(interval > 0, 0, rises)
         moved = self._project(problem, eta + size[..., None] * dual_vector(gradient, 2))
         moved = self._project(problem, eta + 0.75 * (moved - eta) + 0.25 * (eta - before))
-        back = (halve | (first & ~(seen >= value)))[..., None]
+        back = (halve | (first & ~(values >= value)))[..., None]
         moved, before = jnp.where(back, candidates.best, moved), jnp.where(back, candidates.best, eta)
-        lost = ~jnp.isfinite(seen) & (value == 0)
-        return jnp.where(lost[..., None], eta / 2, moved), (before, seen, size, rises, settled)
+        lost = ~jnp.isfinite(values) & (value == 0)
+        return jnp.where(lost[..., None], eta / 2, moved), (before, values, size, rises, settled)
 
     def _project(self, problem: Problem, eta: Array) -> Array:
         return project(eta, problem.eps, problem.p, *problem.box)

@@ -18,10 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from mftadv import statistics, theory
 from mftadv.attack import (
-    Ascent,
     Attack,
-    LinearStarts,
-    PowerMethod,
     adversarial_loss,
     capacity_for,
     named_attack,
@@ -52,10 +49,8 @@ class Sample(NamedTuple):
 
 
 def attack_for(engine: str, attack: str, p: float) -> Attack:
-    """The attack of that name, a frugal one for matrix-free networks: they cost the square of what they are asked."""
-    if engine == "matrix_free" and attack == "default":
-        return Attack((LinearStarts(1),), (PowerMethod(2), Ascent(6)))
-    return named_attack(attack, p)
+    """The attack of that name; for "default" the frugal one where networks are matrix-free and their cost is square."""
+    return named_attack("frugal" if (engine, attack) == ("matrix_free", "default") else attack, p)
 
 
 @dataclasses.dataclass(frozen=True)

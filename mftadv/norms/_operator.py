@@ -111,7 +111,7 @@ def operator_norm(
         lower = upper = _compute(matrix, p, q)
     else:
         random = jax.random.normal(jax.random.key(0) if key is None else key, (restarts, d), matrix.dtype)
-        v = maximising_vector(matrix, p, q, random)
+        v = maximising_vector(matrix, p, q, _starts(matrix, p, q, random))
         image = jnp.squeeze(jnp.matmul(matrix, v[..., None], precision=matmul_precision()), -1)
         norm = vector_norm(v, p)
         lower = vector_norm(image, q) / jnp.where(norm == 0, 1, norm)
@@ -153,35 +153,40 @@ def _enumerate(matrix: Array, q: float) -> Array:
 
 
 def maximising_vector(
-    matrix: Float[Array, "*batch K d"], p: float, q: float, random: Float[Array, "R d"]
+    matrix: Float[Array, "*batch K d"], p: float, q: float, starts: Float[Array, "*batch R d"]
 ) -> Float[Array, "*batch d"]:
-    """The v with |v|_p = 1 of the largest |M v|_q: by formula, or the best that the ascent of `operator_norm` finds.
+    """The v with |v|_p = 1 of the largest |M v|_q: by formula, or the best of POWER_STEPS power steps from each start.
 
-    0 where M = 0. The ascents start at `random` vectors and at the largest rows and columns.
+    0 where M = 0.
     """
-    (K, d), restarts = matrix.shape[-2:], len(random)
     if p == 1:
         return dual_vector(vector_norm(matrix.mT, q), 1)
-    row_norms = vector_norm(matrix, dual_exponent(p))
-    if q == math.inf or K == 1:
-        longest = jnp.argmax(row_norms, axis=-1)[..., None, None]
+    if q == math.inf or matrix.shape[-2] == 1:
+        longest = jnp.argmax(vector_norm(matrix, dual_exponent(p)), axis=-1)[..., None, None]
         return dual_vector(jnp.take_along_axis(matrix, longest, axis=-2)[..., 0, :], p)
-    rows = jax.lax.top_k(row_norms, min(K, max(1, restarts // 4)))[1]
-    columns = jax.lax.top_k(vector_norm(matrix.mT, q), min(d, max(1, restarts // 4)))[1]
-    starts = [
-        jnp.broadcast_to(random, (*matrix.shape[:-2], restarts, d)),
-        jnp.take_along_axis(matrix, rows[..., None], axis=-2),
-        jax.nn.one_hot(columns, d, dtype=matrix.dtype),
-    ]
     precision = matmul_precision()
 
     def step(_, v):
         w = dual_vector(jnp.matmul(v, matrix.mT, precision=precision), dual_exponent(q))
         return dual_vector(jnp.matmul(w, matrix, precision=precision), p)
 
-    v = jax.lax.fori_loop(0, POWER_STEPS, step, dual_vector(jnp.concatenate(starts, axis=-2), p))
+    v = jax.lax.fori_loop(0, POWER_STEPS, step, starts)  # no step depends on the length of v
     best = jnp.argmax(vector_norm(jnp.matmul(v, matrix.mT, precision=precision), q), axis=-1, keepdims=True)
-    return jnp.take_along_axis(v, best[..., None], axis=-2)[..., 0, :]
+    chosen = jax.lax.broadcasted_iota(best.dtype, v.shape, v.ndim - 2) == best[..., None]
+    return jnp.sum(jnp.where(chosen, v, 0), axis=-2)  # to a compiler less than a gather
+
+
+def _starts(matrix: Array, p: float, q: float, random: Array) -> Array:
+    """The random vectors, and half as many of the largest rows and columns."""
+    (K, d), count = matrix.shape[-2:], max(1, len(random) // 4)
+    rows = jax.lax.top_k(vector_norm(matrix, dual_exponent(p)), min(K, count))[1]
+    columns = jax.lax.top_k(vector_norm(matrix.mT, q), min(d, count))[1]
+    starts = [
+        jnp.broadcast_to(random, (*matrix.shape[:-2], *random.shape)),
+        jnp.take_along_axis(matrix, rows[..., None], axis=-2),
+        jax.nn.one_hot(columns, d, dtype=matrix.dtype),
+    ]
+    return jnp.concatenate(starts, axis=-2)
 
 
 def _bound(matrix: Array, p: float, q: float) -> Array:

@@ -1,0 +1,275 @@
+"""What an attack says of how far it is to be trusted, and that nothing wrong passes without a word."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mftadv as mf
+from mftadv.attack import Ascent, LinearStarts, RandomStarts
+
+INF = math.inf
+KEY = jax.random.key(0)
+QUICK = mf.Attack((LinearStarts(), RandomStarts(2)), (Ascent(12),))
+
+
+@functools.partial(jax.jit, static_argnames=("function", "p", "q", "attack"))
+def attacked(function, x, eps, p, q, attack=QUICK, box=None):
+    return mf.adversarial_loss(function, x, eps, p, q, KEY, attack, box)
+
+
+def rotation(x):
+    """An isometry: the loss is eps for p = q = 2."""
+    return jnp.roll(x, 1) * jnp.where(jnp.arange(x.size) % 2 == 0, -1, 1).astype(x.dtype)
+
+
+@pytest.mark.parametrize("x", [0.5, 255.0, -1e-3])
+def test_an_input_outside_the_box_has_no_loss_in_traced_code(x):
+    found = attacked(rotation, jnp.full(8, x), 0.1, 2, 2, box=(0.0, 1.0))
+    assert np.linalg.norm(found.perturbation) <= 0.1 * (1 + 1e-6)
+    if 0 <= x <= 1:
+        np.testing.assert_allclose(found.value, 0.1, rtol=1e-5)
+        assert found.converged
+    else:
+        assert np.isnan(found.value)
+        assert not found.converged
+
+
+def test_a_box_may_be_open_on_a_side():
+    x = jnp.linspace(0.0, 1.0, 6)
+    for box, moved in (((0.0, None), "lower"), ((None, 1.0), "upper")):
+        found = attacked(lambda x: x, x, 0.3, INF, 1, box=box)
+        there = x + found.perturbation
+        assert np.all(there >= -1e-6) if moved == "lower" else np.all(there <= 1 + 1e-6)
+        np.testing.assert_allclose(found.value, 6 * 0.3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("eps", [math.nan, -1.0, INF, -INF])
+def test_a_size_that_is_none_has_no_loss_in_traced_code(eps):
+    found = attacked(rotation, jnp.ones(8), eps, 2, 2)
+    assert np.isnan(found.value)
+    assert not found.converged
+    assert np.all(found.perturbation == 0)
+
+
+def test_hidden_gradients_are_reported_and_nothing_is_said_to_be_found():
+    def threshold(x):
+        return jnp.where(x > 0.05, 1.0, 0.0).astype(x.dtype)
+
+    def saturated(x):
+        return jax.nn.sigmoid(1e4 * (x + 1))
+
+    for function in (threshold, saturated, jax.lax.stop_gradient):
+        found = attacked(function, jnp.zeros(5), 0.1, INF, 2)
+        assert found.zero_gradients == 1
+        assert not found.converged
+    clear = attacked(rotation, jnp.zeros(5), 0.1, INF, 2)
+    assert clear.zero_gradients == 0
+    assert clear.converged
+
+
+def test_rounding_is_not_read_as_loss():
+    """f(x + eta) - f(x) of a plain function at |x| = 2040 in single precision."""
+    matrix = np.linalg.qr(np.random.default_rng(0).standard_normal((64, 64)))[0].astype(np.float32)
+    x = 255 * jnp.ones(64)
+
+    def isometry(x):
+        return matrix @ x
+
+    nothing = attacked(isometry, x, 0.0, 2, 2)
+    assert nothing.value == 0
+    assert np.all(nothing.history == 0)
+    assert nothing.converged
+    for eps in (1e-6, 1e-5, 1e-4):
+        lost = attacked(isometry, x, eps, 2, 2)
+        assert lost.rounding > eps
+        assert not lost.converged
+    for eps in (0.1, 1.0, 100.0):
+        found = attacked(isometry, x, eps, 2, 2)
+        assert abs(found.value - eps) <= found.rounding + 1e-5 * eps
+        assert found.converged
+    network = mf.init(KEY, mf.NetworkSpec(64, 2, 16, 2))
+    assert jax.jit(lambda net: mf.adversarial_loss(net, x, 1e-4, 2, 2, KEY, QUICK).rounding)(network) == 0
+
+
+def test_a_single_start_cannot_know():
+    found = attacked(rotation, jnp.ones(5), 0.1, 2, 2, mf.Attack((RandomStarts(1),), (Ascent(12),)))
+    assert found.stalled
+    assert found.spread == 1
+    assert not found.converged
+    assert found.restarts.shape == (1,)
+
+
+def test_starts_that_disagree_are_not_converged():
+    """A narrow peak that one of two starts finds."""
+
+    def peak(x):
+        return 3 * jax.nn.relu(1 - 10 * jnp.abs(x - 0.9)) + 0.5 * jnp.abs(x)
+
+    found = attacked(peak, jnp.zeros(1), 1.0, INF, 2, mf.Attack((LinearStarts(), RandomStarts(4)), (Ascent(30),)))
+    assert found.restarts.shape == (6,)
+    np.testing.assert_allclose(found.value, np.max(found.restarts))
+    second = np.sort(found.restarts)[-2]
+    np.testing.assert_allclose(found.spread, 1 - second / found.value, rtol=1e-5)
+    assert not found.converged or found.spread <= 0.01
+
+
+def test_sizes_of_inputs_apart():
+    """One eps for each input of a block gives what each gives alone."""
+    xs, eps = jax.random.normal(jax.random.key(1), (3, 6)), jnp.array([0.1, 0.0, 0.2])
+    together = attacked(jnp.tanh, xs, eps, 2, 2)
+    assert np.all(np.linalg.norm(together.perturbation, axis=1) <= eps * (1 + 1e-6))
+    assert together.value[1] == 0
+    for i in (0, 2):
+        alone = attacked(jnp.tanh, xs[i], eps[i], 2, 2)
+        np.testing.assert_allclose(together.value[i], alone.value, rtol=1e-3)
+    with pytest.raises(ValueError, match=r"eps: expected one number, or one for each input, \[3\], got shape \[2\]"):
+        attacked(jnp.tanh, xs, eps[:2], 2, 2)
+
+
+def test_a_network_and_its_attack_may_share_a_key():
+    """A random direction is independent of the weights: its mean square loss is that of theory."""
+    spec, eps, x = mf.NetworkSpec(30, 1, 20, 2), 1e-3, jnp.ones(30)
+    random = mf.Attack((RandomStarts(1),), (Ascent(1),))
+
+    def loss(key, spec):
+        return mf.adversarial_loss(mf.init(key, spec), x, eps, 2, 2, key, random).history[0]
+
+    keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(2000))
+    squares = np.square(np.asarray(jax.jit(jax.vmap(loss, (0, None)))(keys, spec), np.float64))
+    expected = eps**2 * float(mf.theory.jacobian_variance(spec))
+    error = squares.std() / math.sqrt(len(squares))
+    assert abs(squares.mean() - expected) < 4 * error
+    assert error < 0.05 * expected
+
+
+def test_a_function_that_is_random_at_each_trace_is_refused():
+    random = np.random.default_rng(0)
+
+    def dropout(x):
+        return x * random.integers(0, 2, x.shape).astype(np.float32)
+
+    def by_key(x):
+        return x * jax.random.rademacher(jax.random.key(int(random.integers(2**31))), x.shape, x.dtype)
+
+    def fixed(x):
+        return x * jax.random.rademacher(jax.random.key(7), x.shape, x.dtype)
+
+    for function in (dropout, by_key):
+        for call in (
+            lambda f, x: mf.adversarial_loss(f, x, 0.1, 2, 2, KEY, QUICK),
+            lambda f, x: mf.linear_representation(f, x),
+        ):
+            with pytest.raises(ValueError, match="net_or_f: expected the same function each time it is traced"):
+                call(function, jnp.ones(100))
+    assert attacked(fixed, jnp.ones(100), 1e-2, 2, 2).value <= 1e-2 * (1 + 1e-4)
+
+
+@pytest.mark.parametrize(("p", "q"), [(1, 1), (2, 2), (INF, 2), (2, INF), (1.5, 3)])
+def test_the_derivative_is_that_at_the_fixed_perturbation(p, q):
+    """In everything the loss depends on; for p = 2 also that of the maximum itself, by finite differences in eps."""
+    spec = mf.NetworkSpec(6, 3, 12, 2, 1.5, 0.2)
+    net, x, eps = mf.init(KEY, spec), jnp.linspace(-1, 1, 6), jnp.float32(0.4)
+
+    @jax.jit
+    def found(net, x, eps):
+        return mf.adversarial_loss(net, x, eps, p, q, KEY, QUICK)
+
+    eta = found(net, x, eps).perturbation
+
+    def fixed(net, x, eps):
+        return mf.vector_norm(mf.apply(net, x + eta * (eps / 0.4)) - mf.apply(net, x), q)
+
+    def of_function(net, x, eps):
+        return mf.adversarial_loss(lambda x: mf.apply(net, x), x, eps, p, q, KEY, QUICK).value
+
+    expected = jax.jit(jax.grad(fixed, (0, 1, 2)))(net, x, eps)
+    for value in (lambda *operands: found(*operands).value, of_function):
+        gradient = jax.jit(jax.grad(value, (0, 1, 2)))(net, x, eps)
+        for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-3 * np.max(np.abs(b)))
+
+
+def test_derivatives_at_zero_are_zero():
+    def value(x, eps):
+        return mf.adversarial_loss(jnp.tanh, x, eps, 2, 2, KEY, QUICK).value
+
+    gradients = jax.jit(jax.grad(value, (0, 1)))(jnp.zeros(3), 0.0)
+    assert all(np.all(np.asarray(g) == 0) for g in gradients)
+    constant = jax.grad(lambda x: mf.adversarial_loss(lambda x: 0 * x, x, 0.1, 2, 2, KEY, QUICK).value)(jnp.ones(3))
+    assert np.all(np.asarray(constant) == 0)
+
+
+def test_the_search_is_not_differentiated():
+    """The gradient takes the memory of one evaluation, not that of the whole search."""
+    spec = mf.NetworkSpec(32, 2, 64, 3)
+    net, x = mf.init(KEY, spec), jnp.ones(32)
+
+    def temporaries(function):
+        return jax.jit(function).lower(net).compile().memory_analysis().temp_size_in_bytes
+
+    def value(net):
+        return mf.adversarial_loss(lambda x: mf.apply(net, x), x, 0.3, 2, 2, KEY, QUICK).value
+
+    assert temporaries(jax.grad(value)) < temporaries(value) + 3 * 4 * (64 * 64 * 3 + 64 * 32)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_matrix_free_network_has_no_derivative():
+    spec = mf.NetworkSpec(6, 1, 12, 2)
+
+    def value(x):
+        net = mf.init(KEY, spec, "matrix_free", mf.capacity_for(spec, adversarial_loss=1, attack="frugal"))
+        return mf.adversarial_loss(net, x, 0.1, 2, 2, KEY, "frugal").value
+
+    assert np.isfinite(jax.jit(value)(jnp.ones(6)))
+    with pytest.raises(ValueError, match="net_or_f: expected a dense network or a function"):
+        jax.grad(value)(jnp.ones(6))
+
+
+def test_chunks_of_the_jacobian_bound_the_memory():
+    weight, readout = jnp.ones((2000, 20)), jnp.ones((128, 2000))
+
+    def model(x):
+        return readout @ jax.nn.relu(weight @ x)
+
+    def temporaries(chunk_size):
+        run = jax.jit(lambda x: mf.adversarial_loss(model, x, 0.1, 2, 2, KEY, QUICK, chunk_size=chunk_size).value)
+        return run.lower(jnp.ones(20)).compile().memory_analysis().temp_size_in_bytes
+
+    cotangents = 4 * 128 * 2000  # of all rows at once
+    assert temporaries(None) - temporaries(8) > cotangents / 2
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda f, x: (f, x, 0.1, "inf", 2, KEY), r"p: expected a number in \[1, inf\] \(math.inf"),
+        (lambda f, x: (f, x, 0.1, 2, "linf", KEY), r"q: expected a number in \[1, inf\]"),
+        (lambda f, x: (f, x, 0.1, 2, 2, 0), "key: expected a key such as jax.random.key"),
+        (lambda f, x: (f, x, [0.1, 0.2], 2, 2, KEY), "eps: expected one number.* jax.vmap takes several"),
+        (lambda f, x: (f, x, 0.1 * x, 2, 2, KEY), "eps: expected one number"),
+        (lambda f, x: (f, x, np.int64(3), 2, 2, KEY), r"eps: expected a floating-point number, got int.* no labels"),
+        (lambda f, x: (f, jnp.ones((2, 4, 4, 1)), 0.1, 2, 2, KEY), r"x: expected shape .* lambda x: f\(x.reshape\("),
+        (lambda f, x: (jnp.sum, x, 0.1, 2, 2, KEY), r"net_or_f: expected one output .* lambda x: f\(x\)\[None\]"),
+        (lambda f, x: (lambda x: (x, x), x, 0.1, 2, 2, KEY), "net_or_f: expected one output"),
+    ],
+)
+def test_what_is_refused_says_what_to_do(call, message):
+    with pytest.raises(ValueError, match=message):
+        mf.adversarial_loss(*call(jnp.tanh, jnp.ones(4)))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_model_of_batches_is_told_apart():
+    def model(batch):
+        return jnp.einsum("bd,kd->bk", batch, jnp.ones((2, 4)))
+
+    with pytest.raises(ValueError, match="Einstein sum") as error:  # the model's own error, with a note
+        mf.linear_representation(model, jnp.ones(4))
+    assert "lambda x: model(x[None])[0]" in " ".join(error.value.__notes__)
+    assert mf.linear_representation(lambda x: model(x[None])[0], jnp.ones(4)).jacobian.shape == (2, 4)
