@@ -1,5 +1,8 @@
 """A strict process: shapes checked against their annotations, four devices, no silent promotion of dtypes or ranks."""
 
+from pathlib import Path
+
+import chex
 import hypothesis
 import jax
 import jaxtyping
@@ -8,6 +11,10 @@ from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401
 
+# Compiled programs are shared between processes and runs: compiling is most of the time of most tests.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -26,3 +33,9 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(autouse=True)
+def traces_counted_anew():
+    """chex.assert_max_traces counts the traces of one test."""
+    chex.clear_trace_counter()

@@ -3,6 +3,7 @@
 import json
 import math
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -169,8 +170,9 @@ def test_an_existing_result_is_refused_and_overwritten_when_told(run, tmp_path):
 
 
 def test_bounds_writes_what_it_says(run, tmp_path, monkeypatch):
-    traces, found = [], bounds.adversarial_loss
-    monkeypatch.setattr(bounds, "adversarial_loss", lambda *args: traces.append(None) or found(*args))
+    # twice for each of three programs: for the shapes and for the program
+    counted = chex.assert_max_traces(bounds.adversarial_loss, n=2 * 3)
+    monkeypatch.setattr(bounds, "adversarial_loss", counted)
     status, out, err = run(*BOUNDS, "--dims", "4", "8", "--outputs", "2", "1", command="bounds")
     assert (status, err) == (0, "")
     folder = tmp_path / "results" / "bounds-1"
@@ -179,7 +181,6 @@ def test_bounds_writes_what_it_says(run, tmp_path, monkeypatch):
     record = records(folder)
     # one for each of (d, K) = (4, 2), at the inputs of all sizes and at gaussian ones, (8, 2), (4, 1): nothing twice
     assert record["programs"] == 3
-    assert len(traces) == 2 * 3  # for the shapes and for the program
     assert [(cell["eps"], cell["d"], cell["K"], cell["parts"]) for cell in record["cells"]] == [
         *[(0.1, 4, 2, ["inputs"]), (1.0, 4, 2, ["inputs"])],
         *[(0.1, 4, 2, ["d", "K"]), (0.1, 8, 2, ["d"]), (0.1, 4, 1, ["K"])],

@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,18 +37,15 @@ def test_refused(change, message):
 
 
 def test_leaves_are_traced_and_shapes_are_not():
-    traces = []
-
     @jax.jit
+    @chex.assert_max_traces(n=2)
     def product(spec):
-        traces.append(1)
         return spec.weight_variance * spec.width
 
     assert product(NetworkSpec(**SHAPE, weight_variance=2)) == 10
     assert product(NetworkSpec(**SHAPE, weight_variance=3.0)) == 15
-    assert len(traces) == 1
-    assert product(NetworkSpec(**{**SHAPE, "width": 6})) == 12
-    assert len(traces) == 2
+    assert product(NetworkSpec(**{**SHAPE, "width": 6})) == 12  # the second trace
+    assert product(NetworkSpec(**{**SHAPE, "width": 6}, weight_variance=1.0)) == 6
 
 
 def test_transformations():

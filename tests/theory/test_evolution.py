@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -218,17 +219,13 @@ def test_rejects(argument, value):
 
 @pytest.mark.parametrize("block", ["vanilla", "signed"])
 def test_vmap_jit_and_recompilation(block):
-    traces = []
-
-    @jax.jit
     def function(spec, t, eps):
-        traces.append(None)
         return weight_variance(spec, t, eps, 2, 2), weight_variance_rate(spec, eps, 2, 2)
 
     specs = [law(7, gain, block, negative_slope=v) for gain, v in ((0.5, 0.1), (1.5, 0.4))]
     t, eps = jnp.array([1.0, 20.0]), jnp.array([0.1, 0.2])
-    singles = [function(spec, *point) for spec, *point in zip(specs, t, eps, strict=True)]
-    assert len(traces) == 1
+    once = jax.jit(chex.assert_max_traces(function, n=1))
+    singles = [once(spec, *point) for spec, *point in zip(specs, t, eps, strict=True)]
     batch = jax.tree.map(lambda *values: jnp.array(values), *specs)
     np.testing.assert_allclose(np.transpose(jax.vmap(function)(batch, t, eps)), singles, rtol=1e-5)
     path = np.asarray(weight_variance(law(7, 1.0, block), jnp.linspace(0.0, 100.0, 500), EPS, 2, 2))

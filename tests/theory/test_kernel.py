@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import mpmath as mp
@@ -110,18 +111,15 @@ def test_horizon():
 
 def test_transformations():
     """One compilation for all leaves, eps and norms; vmap; derivatives by central differences."""
-    traces = []
 
-    @jax.jit
     def function(spec, eps, norm):
-        traces.append(None)
         return jnp.log(adversarial_loss_decay_rate(spec, eps, norm)), jnp.log(validity_horizon(spec, eps, norm, 8))
 
     with jax.enable_x64(True):
         specs = [law(4, weight_variance=s, negative_slope=v) for s, v in ((1.5, 0.2), (2.5, -0.4))]
         eps, norm = jnp.array([0.1, 3.0]), jnp.array([10.0, 5.0])
-        singles = [function(spec, *point) for spec, *point in zip(specs, eps, norm, strict=True)]
-        assert len(traces) == 1
+        once = jax.jit(chex.assert_max_traces(function, n=1))
+        singles = [once(spec, *point) for spec, *point in zip(specs, eps, norm, strict=True)]
         batch = jax.tree.map(lambda *values: jnp.array(values), *specs)
         np.testing.assert_allclose(np.transpose(jax.vmap(function)(batch, eps, norm)), singles, rtol=1e-13)
 
