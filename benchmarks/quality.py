@@ -91,7 +91,7 @@ def against_peers(num_networks: int, spec: mf.NetworkSpec = WIDE) -> Iterator[di
     from benchmarks import peers
 
     attack, restarts = named_attack("default", 2), 4
-    screened = sum(getattr(start, "drawn", 0) for start in attack.starts)
+    screened = sum(start.count * start.among for start in attack.starts if getattr(start, "among", 1) > 1)
     steps = -(-(sum(attack.queries(spec.input_dim, spec.output_dim)) + screened) // (2 * restarts))
     for p, size in itertools.product((2.0, math.inf), SIZES):
         ours = jax.jit(lambda network, x, eps, key, p=p: mf.adversarial_loss(network, x, eps, p, 2, key).value)

@@ -35,34 +35,42 @@ class Attack:
 
     The pieces of `mftadv.attack`: `LinearStarts`, `RandomStarts` and `Vertices` start, `PowerMethod` and `Ascent` are
     rules. Any frozen dataclass with their methods is one. With `rounds` > 1 so many starts that follow one another
-    share a place: the first rule is run from each of them in turn, and the other rules go on from the best that came
-    of it. A short search from many starts tells better where to go on than their values do.
+    share a place: the first is tried for `trial` steps by the first rule, the next by the next rule, and the last of
+    these rules and all that follow go on from the best that came of it. A short search from many starts tells better
+    where to go on than their values do, and which rule searches best depends on the function.
     """
 
     starts: tuple[Any, ...]
     rules: tuple[Any, ...]
     rounds: int = 1
+    trial: int = 7
 
     def __post_init__(self):
         for name in ("starts", "rules"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected at least one piece, got none")
         check_positive("rounds", self.rounds)
-        if (count := sum(piece.count for piece in self.starts)) % self.rounds:
-            raise ValueError(f"rounds: expected a divisor of the number of starts, got {self.rounds} and {count}")
+        check_positive("trial", self.trial)
+        if (count := sum(piece.count for piece in self.starts)) % self.rounds or self.rounds > len(self.rules):
+            raise ValueError(
+                f"rounds: expected a divisor of {count} starts, and a rule for each, got {self.rounds} for "
+                f"{len(self.rules)} rules"
+            )
+        if self.rounds > 1 and self.trial > (steps := min(rule.steps for rule in self.rules[: self.rounds])):
+            raise ValueError(f"trial: expected at most the {steps} steps of a rule, got {self.trial}")
 
     def schedule(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For each evaluation the rule that follows it, its number by this rule, and the round, -1 within one.
+        """For each evaluation the rule that follows it, its number by this rule, and the start it is at, -1 for none.
 
         The last evaluation is followed by a move that is not evaluated: one loop compiles to half the code of two.
         """
-        turns = [0] * self.rounds + list(range(1, len(self.rules)))
-        parts = [(np.full(self.rules[i].steps, i), np.arange(self.rules[i].steps)) for i in turns]
-        which, number = (np.concatenate(side) for side in zip(*parts, strict=True))
-        fresh = np.where((which == 0) & (number == 0), np.cumsum((which == 0) & (number == 0)) - 1, -1)
-        last = which[-1], number[-1], -1
-        which, number, fresh = (np.append(*pair) for pair in zip((which, number, fresh), last, strict=True))
-        return which, number, fresh
+        trials = [(i, self.trial) for i in range(self.rounds)] if self.rounds > 1 else []
+        runs = [*trials, *((i, self.rules[i].steps) for i in range(self.rounds - 1, len(self.rules)))]
+        which = np.concatenate([np.full(steps, i) for i, steps in runs])
+        number = np.concatenate([np.arange(steps) for _, steps in runs])
+        begins = (number == 0) & (np.arange(len(number)) < max(1, len(trials) * self.trial))
+        at_start = np.where(begins, np.cumsum(begins) - 1, -1)
+        return np.append(which, which[-1]), np.append(number, number[-1]), np.append(at_start, -1)
 
     def queries(self, input_dim: int, output_dim: int) -> tuple[int, int]:
         """How many differences and how many cotangents it takes at one input."""
@@ -137,15 +145,13 @@ def named_attack(attack: str | Attack, p: float) -> Attack:
         return attack
     if attack == "frugal":
         return Attack((LinearStarts(1),), (PowerMethod(2), Ascent(6)))
-    if p == 1:
-        default = Attack((Vertices(4), LinearStarts(), RandomStarts(2, among=32)), (Ascent(24),))
-    else:
-        default = Attack((LinearStarts(), RandomStarts(6, among=10)), (PowerMethod(7), Ascent(24)), 2)
+    starts = (Vertices(4), LinearStarts()) if p == 1 else (LinearStarts(),)
+    if attack == "thorough":
+        return Attack((*starts, RandomStarts(31, among=33), RandomStarts(31)), (Ascent(60),))
+    if attack == "default" and p == 1:
+        return Attack((*starts, RandomStarts(2, among=32)), (Ascent(24),))
     if attack == "default":
-        return default
-    if attack == "thorough":  # first all that the default does, so that it is never below it
-        more = (RandomStarts(28, among=36), RandomStarts(28))
-        return Attack((*default.starts, *more), (*default.rules, Ascent(60)), default.rounds)
+        return Attack((*starts, RandomStarts(6, among=10)), (PowerMethod(7), Ascent(24)), rounds=2)
     raise ValueError(f'attack: expected "frugal", "default", "thorough" or an Attack, got {attack!r}')
 
 
@@ -183,9 +189,9 @@ def adversarial_loss(
         p: exponent of the perturbation's norm, any number in [1, inf] (static).
         q: exponent of the output's norm, any number in [1, inf] (static).
         key: of random starts; independent of the draws of other functions, also with the same key.
-        attack: "default" (about 220 evaluations of f at each input), "thorough" (about 4,000, all those of the default
-            among them), "frugal" (9, for matrix-free networks, whose cost is the square of this number), or an
-            `Attack` (static); for p = 1 default and thorough start at the best vertices of the ball too.
+        attack: "default" (about 220 evaluations of f at each input), "thorough" (about 5,000), "frugal" (9, for
+            matrix-free networks, whose cost is the square of this number), or an `Attack` (static); for p = 1 the
+            first two start at the best vertices of the ball too.
         box: (lower, upper), numbers or arrays that broadcast to x, between which x + eta is to stay; None for a side
             that is open, or for no box.
         chunk_size: the most rows of J(x) carried through the function at once, see `linear_representation`.
@@ -291,8 +297,8 @@ def _box_of_eta(x: Array, box: Any) -> tuple[Array | None, Array | None, Any]:
 
 def _two_largest(values: Array) -> tuple[Array, Array, Array]:
     """The largest value along the last axis, the second largest (0 where there is one alone), where the first is."""
-    place = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
-    winner = place == jnp.argmax(values, axis=-1, keepdims=True)
+    largest = jnp.argmax(values, axis=-1, keepdims=True)
+    winner = jax.lax.broadcasted_iota(largest.dtype, values.shape, values.ndim - 1) == largest
     return jnp.max(values, axis=-1), jnp.max(jnp.where(winner, 0, values), axis=-1), winner
 
 
@@ -384,10 +390,10 @@ def _run(problem: Problem, network: Any, starts: Array, attack: Attack) -> tuple
     candidates = start(network, starts[..., 0, :])
 
     def step(carry, now):
-        (candidates, memories), (which, number, fresh) = carry, now
+        (candidates, memories), (which, number, at_start) = carry, now
         if attack.rounds > 1:
-            chosen = jnp.take(starts, jnp.maximum(fresh, 0), axis=-2)
-            candidates = candidates._replace(eta=jnp.where(fresh >= 0, chosen, candidates.eta))
+            chosen = jnp.take(starts, jnp.maximum(at_start, 0), axis=-2)
+            candidates = candidates._replace(eta=jnp.where(at_start >= 0, chosen, candidates.eta))
         candidates, values, gradient = evaluate(problem, candidates)
 
         def move(i):

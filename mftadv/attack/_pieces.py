@@ -185,8 +185,8 @@ class RandomStarts:
             return network, eta
         network, scores = _scores(problem, network, eta, lambda eta: eta)
         scores, eta = scores.reshape(*points, self.count, among), eta.reshape(*points, self.count, among, d)
-        place = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
-        best = place == jnp.argmax(scores, axis=-1, keepdims=True)
+        largest = jnp.argmax(scores, axis=-1, keepdims=True)
+        best = jax.lax.broadcasted_iota(largest.dtype, scores.shape, scores.ndim - 1) == largest
         return network, jnp.sum(jnp.where(best[..., None], eta, 0), axis=-2)
 
 
@@ -271,18 +271,20 @@ class Ascent:
 
     def memory(self, problem: Problem, candidates: Candidates) -> Any:
         eta, value = candidates.eta, candidates.value
-        reach = problem.input_dim ** max(0.0, 1 / 2 - 1 / problem.p)  # of the unit ball, in the 2-norm
-        size = jnp.broadcast_to(2 * reach * problem.eps, value.shape)
-        return eta, value, size, jnp.zeros(value.shape, jnp.int32), (size, value - 1)
+        return eta, value, value, jnp.zeros(value.shape, jnp.int32), (value, value)
 
     def __call__(self, problem: Problem, candidates: Candidates, values, gradient, memory, number):
         (before, last, size, rises, settled), eta, value = memory, candidates.eta, candidates.value
         first, interval = number == 0, jnp.asarray(_intervals(self.steps))[number]
-        before, last = jnp.where(first, eta, before), jnp.where(first, values, last)
+        reach = problem.input_dim ** max(0.0, 1 / 2 - 1 / problem.p)  # of the unit ball, in the 2-norm
+        size = jnp.where(first, 2 * reach * problem.eps, size)
+        before, last, rises = jnp.where(first, eta, before), jnp.where(first, values, last), jnp.where(first, 0, rises)
         rises = jnp.where(values > last, rises + 1, rises)
         stuck = (settled[0] == size) & (settled[1] == value)
         halve = (interval > 0) & ((4 * rises < 3 * interval) | stuck)
-        settled = tuple(jnp.where(interval > 0, *pair) for pair in ((size, settled[0]), (value, settled[1])))
+        # Nothing is settled at the first step: no value is -1.
+        settled = jnp.where(interval > 0, size, settled[0]), jnp.where(interval > 0, value, settled[1])
+        settled = settled[0], jnp.where(first, -1, settled[1])
         size, rises = jnp.where(halve, size / 2, size), jnp.where(interval > 0, 0, rises)
         moved = self._project(problem, eta + size[..., None] * dual_vector(gradient, 2))
         moved = self._project(problem, eta + 0.75 * (moved - eta) + 0.25 * (eta - before))
