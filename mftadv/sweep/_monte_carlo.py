@@ -41,12 +41,12 @@ def monte_carlo(
     Network i of a run has the key fold_in(key, i), whatever the batch size and the devices, so a run can be split,
     extended and replayed. Each chunk is reduced to moments on the device; chunks are merged in float64 on the host.
 
-    **A statistic is a pure function of its arguments.** Anything else that it reads is a constant of its compiled
-    program, so what changes belongs in `spec` or `operands`, whose values never recompile. The program is compiled
-    again when the code of the statistic, a variable of its closure, a default, a global that it names, or an attribute
-    of an object among these has changed; what a function of another module reads is not looked at. Statistics in which
-    none of this differs share a program, as do those of a lambda in a loop. The 32 programs used last are cached, but
-    no function is kept alive.
+    **A statistic is a pure function of its arguments.** Whatever else it reads is a constant of its compiled program,
+    so what varies belongs in `spec` or `operands`, whose values never recompile. A change of its code, of a variable
+    in its closure, of a default, of a global that it names, or of an attribute of an object among these is seen, and
+    compiles again; what functions of other modules read is not looked at. Statistics in which nothing of this differs
+    share a program: a lambda in a loop compiles once as long as what it closes over stays the same. The 32 programs
+    used last are cached, and no function is kept alive.
 
     Args:
         statistic: statistic(key, spec, *operands) -> pytree of real arrays, for one network.
