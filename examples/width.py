@@ -67,7 +67,7 @@ def statistic(key, spec):
 
 
 def compiled(run):
-    """The run, ready to go. It is told its chunks, which the library would compile the program once more to choose."""
+    """The run, ready to go, in chunks of about the same work whatever the width."""
     spec, networks, key = run
     batch_size = max(1, (60_000 if spec.output_dim == 1 else 2000) // spec.width)
     return sweep.draws(statistic, key, spec, num_networks=networks, batch_size=batch_size)

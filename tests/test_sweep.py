@@ -1,5 +1,12 @@
 """Monte Carlo over networks: the same moments whole, in chunks, on one device and on four."""
 
+import dataclasses
+import functools
+import gc
+import weakref
+from collections.abc import Callable
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +16,9 @@ from mftadv import sweep
 from mftadv.linear import linear_representation
 from mftadv.network import init
 from mftadv.spec import NetworkSpec
+from mftadv.statistics import Moments, merge
+from mftadv.sweep import _memory, _monte_carlo
+from mftadv.sweep._static import Static
 
 SPEC = NetworkSpec(5, 2, 12, 3, 2.0, 0.1)
 
@@ -74,19 +84,15 @@ def test_draws_give_every_network():
 
 
 def test_nothing_recompiles():
-    traces = []
     leaves = (float, np.float32, jnp.float32)
 
-    def counted(key, spec, x, scale):
-        traces.append(1)
+    @chex.assert_max_traces(n=1)
+    def traced_once(key, spec, x, scale):
         return scale * jnp.sum(linear_representation(init(key, spec), x).output)
 
     for i in range(3):
         spec = NetworkSpec(5, 2, 12, 3, leaves[i](1.0 + i), 0.1 * i, 1.0, 0.1 * i)
-        sweep.monte_carlo(counted, jax.random.key(i), spec, i * jnp.ones(5), float(i), num_networks=9, batch_size=4)
-        if i == 0:
-            first = len(traces)
-    assert len(traces) - first <= 2  # the shapes alone are looked at again
+        sweep.monte_carlo(traced_once, jax.random.key(i), spec, i * jnp.ones(5), float(i), num_networks=9, batch_size=4)
 
 
 def test_nonfinite_draws_are_counted_and_kept_out():
@@ -108,18 +114,211 @@ def test_indicators_and_integers_are_statistics():
         sweep.monte_carlo(statistic, jax.random.key(0, impl="rbg"), SPEC, jnp.ones(5))
 
 
+def test_a_run_is_extended(whole):
+    run = functools.partial(sweep.monte_carlo, statistic, jax.random.key(0), SPEC, jnp.ones(5), batch_size=4)
+    progress = []
+    parts = run(num_networks=20), run(num_networks=17, first=20, progress=lambda *done: progress.append(done))
+    assert progress == [(4, 17), (8, 17), (12, 17), (16, 17), (17, 17)]
+    assert_same(jax.tree.map(merge, *parts, is_leaf=lambda node: isinstance(node, Moments)), whole)
+    again = jax.tree.map(merge, parts[0], run(num_networks=17), is_leaf=lambda node: isinstance(node, Moments))
+    with pytest.raises(AssertionError):  # the wrong networks are not the whole
+        assert_same(again, whole)
+
+
+def test_the_last_index_is_that_of_the_last_key():
+    def draw(key, spec):
+        return jax.random.normal(key)
+
+    key, last = jax.random.key(0), 2**32 - 1
+    values = [jax.random.normal(jax.random.fold_in(key, np.uint32(i))) for i in range(last - 4, last + 1)]
+    run = sweep.draws(draw, key, SPEC, num_networks=5, first=last - 4, batch_size=3)
+    indices, parts = zip(*run, strict=True)
+    assert indices == (last - 4, last - 1)
+    np.testing.assert_allclose(np.concatenate(parts), values, rtol=1e-6)
+    est = sweep.monte_carlo(draw, key, SPEC, num_networks=5, first=last - 4, batch_size=3)
+    assert est.count == 5  # the padding is not counted, though its indices begin at 0 again
+    np.testing.assert_allclose(est.mean, np.mean(values), rtol=1e-5)
+    _, part = next(iter(sweep.draws(draw, key, SPEC, num_networks=2**32, batch_size=3)))
+    np.testing.assert_allclose(part, [draw(jax.random.fold_in(key, i), SPEC) for i in range(3)], rtol=1e-6)
+    # a chunk on both sides of 2^31
+    _, part = next(iter(sweep.draws(draw, key, SPEC, num_networks=5, first=2**31 - 2, batch_size=3)))
+    ends = [draw(jax.random.fold_in(key, np.uint32(2**31 - 2 + i)), SPEC) for i in range(3)]
+    np.testing.assert_allclose(part, ends, rtol=1e-6)
+
+
+def test_integers_reach_the_moments_as_they_are():
+    run = sweep.draws(lambda key, spec: jnp.int32(2**24 + 1), jax.random.key(0), SPEC, num_networks=2)
+    (_, values), *_ = run
+    assert values.dtype == np.int32
+    assert np.all(values == 2**24 + 1)
+
+
 def test_the_budget_decides_the_batch(monkeypatch):
     plan = lambda: sweep.draws(statistic, jax.random.key(0), SPEC, jnp.ones(5), num_networks=100)  # noqa: E731
     assert plan().batch_size == 100
     per_network = plan().bytes_per_network
     assert per_network > 3 * 12 * 12 * 4  # at least the weights
-    monkeypatch.setattr(sweep, "_CPU_BUDGET", 10 * per_network)
+    monkeypatch.setattr(_memory, "_CPU_BUDGET", 10 * per_network)
     assert 5 <= plan().batch_size <= 15
-    monkeypatch.setattr(sweep, "_CPU_BUDGET", 1)
+    monkeypatch.setattr(_memory, "_CPU_BUDGET", 1)
     assert plan().batch_size == 1
-    monkeypatch.setattr(sweep, "_memory", lambda mesh: (per_network, 10 * per_network))
+    monkeypatch.setattr(_monte_carlo, "memory", lambda mesh: (per_network, 10 * per_network))
     with pytest.raises(ValueError, match=r"spec, batch_size: expected .* to fit into"):
         plan()
+
+
+def test_memory_is_estimated_before_the_one_compilation(monkeypatch):
+    compilations = []
+
+    def measured(compiled):
+        compilations.append(taken(compiled))
+        return compilations[-1]
+
+    @chex.assert_max_traces(n=1)
+    def traced_once(key, spec):
+        return jnp.sum(jax.random.normal(key, (40, 40)) @ jnp.ones(40))
+
+    taken = _monte_carlo.bytes_taken
+    monkeypatch.setattr(_monte_carlo, "bytes_taken", measured)
+    run = sweep.draws(traced_once, jax.random.key(0), SPEC, num_networks=2000)
+    assert len(compilations) == 1
+    in_chunk = 16 * 2**20 / run.bytes_per_network
+    assert 0.7 * in_chunk < run.batch_size < 1.2 * in_chunk
+    # an estimate far too low is corrected by what was measured
+    monkeypatch.setattr(_monte_carlo, "estimated_bytes", lambda jaxpr: run.bytes_per_network // 10)
+    monkeypatch.setattr(_monte_carlo, "memory", lambda mesh: (20 * run.bytes_per_network, 10 * run.bytes_per_network))
+    assert 8 <= sweep.draws(traced_once, jax.random.key(0), SPEC, num_networks=2000).batch_size <= 11
+    assert len(compilations) == 3
+
+
+def test_no_function_is_kept_alive():
+    alive = []
+    for i in range(5):
+
+        def scaled(key, spec, scale=float(i)):
+            return scale * jax.random.normal(key)
+
+        sweep.monte_carlo(scaled, jax.random.key(0), SPEC, num_networks=3)
+        alive.append(weakref.ref(scaled))
+        del scaled
+    gc.collect()
+    assert not any(function() for function in alive)
+    assert _monte_carlo._programs.cache_info().maxsize == 32  # nor, for ever, its program
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    scale: float
+    draw: Callable
+
+    def __call__(self, key, spec):
+        return self.scale * self.draw(key)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Scaled, lambda *parts: lambda *law: Scaled(*parts)(*law), lambda *parts: functools.partial(Scaled(*parts))],
+    ids=["dataclass", "lambda in a loop", "partial"],
+)
+def test_equal_statistics_share_a_program(make):
+    @chex.assert_max_traces(n=1)
+    def traced_once(key):
+        return jax.random.normal(key)
+
+    for _ in range(3):
+        sweep.monte_carlo(make(2.0, traced_once), jax.random.key(0), SPEC, num_networks=3)
+    with pytest.raises(AssertionError, match="traced"):  # another value is another program
+        sweep.monte_carlo(make(3.0, traced_once), jax.random.key(0), SPEC, num_networks=3)
+
+
+class Holder:
+    def __init__(self):
+        self.value = 1.0
+
+    def method(self, key, spec):
+        return jnp.float32(self.value)
+
+
+def closure():
+    cell = 1.0
+
+    def change():
+        nonlocal cell
+        cell = 2.0
+
+    def inner():
+        return jnp.float32(cell)
+
+    return lambda key, spec: inner(), change
+
+
+def default():
+    def function(key, spec, value=1.0):
+        return jnp.float32(value)
+
+    return function, lambda: setattr(function, "__defaults__", (2.0,))
+
+
+def module():
+    globals()["GLOBAL"] = 1.0
+    return lambda key, spec: jnp.float32(GLOBAL), lambda: globals().update(GLOBAL=2.0)  # noqa: F821
+
+
+def attribute():
+    holder = Holder()
+    return lambda key, spec: jnp.float32(holder.value), lambda: setattr(holder, "value", 2.0)
+
+
+def bound_method():
+    holder = Holder()
+    return holder.method, lambda: setattr(holder, "value", 2.0)
+
+
+def array_in_place():
+    settings = {"deep": [np.ones(3)]}
+    return lambda key, spec: jnp.float32(settings["deep"][0][1]), lambda: settings["deep"][0].fill(2.0)
+
+
+def partial_argument():
+    numbers = [1.0]
+    function = functools.partial(lambda key, spec, numbers: jnp.float32(numbers[0]), numbers=numbers)
+    return function, lambda: numbers.__setitem__(0, 2.0)
+
+
+@pytest.mark.parametrize("make", [closure, default, module, attribute, bound_method, array_in_place, partial_argument])
+def test_a_change_outside_the_arguments_is_seen(make):
+    function, change = make()
+    run = functools.partial(sweep.monte_carlo, function, jax.random.key(0), SPEC, num_networks=2)
+    assert run().mean == 1.0
+    assert Static(function) == Static(function)
+    change()
+    assert run().mean == 2.0
+
+
+def test_statistics_are_compared_exactly():
+    def of(value):
+        return Static(lambda key, spec: value)
+
+    assert of(1.0) == of(1.0)
+    assert of(float("nan")) == of(float("nan"))
+    loop: list = [1]
+    loop.append(loop)
+    assert of(loop) == of(loop)
+    for a, b in (
+        (0.0, -0.0),
+        (1, 1.0),
+        (1, True),
+        ([1, 2], (1, 2)),
+        (np.ones(2), np.ones((2, 1))),
+        (Holder(), Holder()),
+    ):
+        assert of(a) != of(b), (a, b)
+        assert of(a) == of(a)
+    x = jnp.ones(3)
+    assert of(x) == of(x)
+    assert of(x) != of(jnp.ones(3))  # compared by identity: it cannot change
+    before = of(Holder())
+    assert all(before != of(Holder()) for _ in range(9))  # one at the same address is another
 
 
 def test_second_moment_is_the_theory_and_five_percent_more_is_not():
@@ -129,18 +328,40 @@ def test_second_moment_is_the_theory_and_five_percent_more_is_not():
     assert abs(est["size"].mean - 1.05 * theory) > 4 * est["size"].standard_error
 
 
+@dataclasses.dataclass(frozen=True)
+class HoldsArray:
+    weights: jax.Array
+
+    def __call__(self, key, spec):
+        return self.weights
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("arguments", "message"),
     [
-        ({"num_networks": 0}, "num_networks: expected an integer from 1"),
-        ({"num_networks": 2.0}, "num_networks: expected an integer from 1"),
+        ({"num_networks": 0}, "num_networks: expected a positive integer, got 0"),
+        ({"num_networks": 2.0}, "num_networks: expected a positive integer, got 2.0"),
+        ({"first": -1}, "first: expected an integer >= 0, got -1"),
+        (
+            {"first": 2**32 - 1, "num_networks": 2},
+            r"first \+ num_networks: expected at most 2\^32, got 4294967295 \+ 2",
+        ),
         ({"mesh": 4}, "mesh: expected .* got int"),
-        ({"batch_size": -1}, "batch_size: expected"),
+        ({"batch_size": -1}, "batch_size: expected a positive integer"),
+        ({"key": 0}, "key: expected a key such as jax.random.key"),
+        ({"key": jax.random.PRNGKey(0)}, "key: expected a key such as jax.random.key"),
+        ({"statistic": SPEC}, "statistic: expected a function, got NetworkSpec"),
+        (
+            {"statistic": HoldsArray(jnp.ones(2))},
+            "statistic: expected a hashable function, got a HoldsArray; .* operands",
+        ),
+        ({"statistic": lambda key, spec: key}, "statistic: expected a pytree of real arrays"),
+        ({"statistic": lambda key, spec: jnp.complex64(1j)}, "statistic: expected a pytree of real arrays"),
+        ({"statistic": lambda key, spec: None}, "statistic: expected a pytree of real arrays"),
     ],
 )
-def test_bad_arguments(options, message):
+def test_bad_arguments(arguments, message):
+    valid = {"statistic": lambda key, spec: jax.random.normal(key), "key": jax.random.key(0), "spec": SPEC}
     with pytest.raises(ValueError, match=message):
-        sweep.monte_carlo(statistic, jax.random.key(0), SPEC, jnp.ones(5), **options)
-    with pytest.raises(ValueError, match="statistic: expected a pytree of real arrays"):
-        sweep.monte_carlo(lambda key, spec: key, jax.random.key(0), SPEC)
+        sweep.monte_carlo(**{**valid, **arguments})

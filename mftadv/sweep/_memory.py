@@ -1,0 +1,80 @@
+"""How much memory there is, and how much a program takes: estimated before it is compiled, and as compiled."""
+
+import math
+import os
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.sharding import Mesh
+
+# A chunk on a CPU gains nothing from memory past the caches' reach, and progress should show.
+_CPU_BUDGET = 16 * 2**20
+
+
+def memory(mesh: Mesh | None) -> tuple[float, float]:
+    """Bytes of each device: all there are, inf where that is not known, and those a chunk may take."""
+    device = mesh.devices.flat[0] if mesh else jax.devices()[0]
+    if device.platform == "cpu":
+        try:
+            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, OSError, ValueError):  # not every system says
+            return math.inf, _CPU_BUDGET
+        return total, min(_CPU_BUDGET, total // 4)
+    stats = device.memory_stats() or {}
+    total = stats.get("bytes_limit", math.inf)
+    return total, (total - stats.get("bytes_in_use", 0)) // 2 if math.isfinite(total) else _CPU_BUDGET
+
+
+def bytes_taken(compiled: jax.stages.Compiled) -> int:
+    """Bytes of a device a compiled program takes beside its arguments; 0 where a backend does not say."""
+    analysis = compiled.memory_analysis()
+    return analysis.temp_size_in_bytes + analysis.output_size_in_bytes if analysis else 0
+
+
+def estimated_bytes(jaxpr: Jaxpr) -> int:
+    """About the bytes that a program will take beside its arguments, from its jaxpr alone.
+
+    The larger of two sizes: the most that is alive at once when the equations run in their order and nothing is fused;
+    and four times all random bits, which is what XLA takes on a CPU, where it draws the bits of all arrays before it
+    uses any. For networks with dense matrices the second is exact to a few percent.
+
+    Source: ours; measured on JAX 0.10.2.
+    """
+    return max(_peak(jaxpr), 4 * _random_bytes(jaxpr))
+
+
+def _peak(jaxpr: Jaxpr) -> int:
+    """The most bytes of intermediate values alive at once; a result lives to the end."""
+    inputs = {*jaxpr.invars, *jaxpr.constvars}
+    last_use: dict[Any, int] = {}
+    for i, equation in enumerate(jaxpr.eqns):
+        last_use |= {var: i for var in equation.invars if not isinstance(var, Literal)}
+    last_use |= {var: len(jaxpr.eqns) for var in jaxpr.outvars if not isinstance(var, Literal)}
+    dying: list[list[Any]] = [[] for _ in range(len(jaxpr.eqns) + 1)]
+    for var, i in last_use.items():
+        dying[i] += [] if var in inputs else [var]
+    alive = peak = 0
+    for equation, dead in zip(jaxpr.eqns, dying, strict=False):
+        results = sum(map(_size, equation.outvars))
+        inside = max(map(_peak, _inner(equation)), default=0)
+        peak = max(peak, alive + max(results, inside))
+        alive += sum(_size(var) for var in equation.outvars if var in last_use) - sum(map(_size, dead))
+    return peak
+
+
+def _random_bytes(jaxpr: Jaxpr) -> int:
+    """The bytes of all random bits that are drawn, those of a loop once."""
+    drawn = (_size(e.outvars[0]) for e in jaxpr.eqns if e.primitive.name == "random_bits")
+    return sum(drawn) + sum(_random_bytes(inner) for equation in jaxpr.eqns for inner in _inner(equation))
+
+
+def _inner(equation: Any) -> list[Jaxpr]:
+    """The jaxprs of the functions, branches and loop bodies that an equation runs."""
+    is_jaxpr = lambda value: isinstance(value, ClosedJaxpr | Jaxpr)  # noqa: E731
+    leaves = filter(is_jaxpr, jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr))
+    return [leaf.jaxpr if isinstance(leaf, ClosedJaxpr) else leaf for leaf in leaves]
+
+
+def _size(var: Any) -> int:
+    return math.prod(var.aval.shape) * getattr(var.aval.dtype, "itemsize", 4)
