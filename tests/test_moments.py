@@ -14,30 +14,28 @@ from scipy import stats
 from mftadv.statistics import Moments, merge, moments, to_host
 
 FIELDS = [field.name for field in dataclasses.fields(Moments)]
-PROPERTIES = ("variance", "standard_error", "skewness", "kurtosis", "variance_standard_error")
+PROPERTIES = ("variance", "standard_error", "variance_standard_error")
+EVERYTHING = [name for name in (*FIELDS, *PROPERTIES) if name != "residual"]  # which is rounding
 
 
 def draws(n=101, shape=(3,), seed=0, dtype=np.float64):
     return np.random.default_rng(seed).gamma(2.0, size=(n, *shape)).astype(dtype)
 
 
-def assert_close(got, expected, rtol, names=(*FIELDS, *PROPERTIES)):
+def assert_close(got, expected, rtol, names=EVERYTHING):
     for name in names:
         np.testing.assert_allclose(getattr(got, name), getattr(expected, name), rtol=rtol, err_msg=name)
 
 
 def reference(values):
     """The definitions, by scipy."""
-    n = len(values)
     return {
         "mean": values.mean(0),
         "variance": values.var(0, ddof=1),
         "standard_error": stats.sem(values),
         "skewness": stats.skew(values),
         "kurtosis": stats.kurtosis(values, fisher=False),
-        "m2": n * stats.moment(values, 2),
-        "m3": n * stats.moment(values, 3),
-        "m4": n * stats.moment(values, 4),
+        "deviation": values.std(0),
     }
 
 
@@ -85,7 +83,7 @@ def test_merging_chunks_is_the_whole_in_any_order_and_grouping(sizes, seed, offs
     right = functools.reduce(lambda a, b: merge(b, a), reversed(parts))
     shuffled = functools.reduce(merge, [parts[i] for i in rng.permutation(len(parts))])
     for got in (left, right, shuffled):
-        for name in FIELDS:
+        for name in EVERYTHING:
             np.testing.assert_allclose(getattr(got, name), getattr(whole, name), rtol=1e-9, atol=1e-9, err_msg=name)
 
 
@@ -102,14 +100,14 @@ def test_no_draws_are_an_exact_neutral_element(convert, scale):
             for name in FIELDS:
                 np.testing.assert_array_equal(getattr(got, name), getattr(some, name), err_msg=name)
     nothing = merge(empty, empty)
-    assert all(np.all(np.isnan(getattr(nothing, name))) for name in ("mean", *PROPERTIES))
+    assert all(np.all(np.isnan(getattr(nothing, name))) for name in ("mean", "skewness", "kurtosis", *PROPERTIES))
 
 
 def test_one_draw_has_a_mean_and_no_spread():
     got = moments(np.array([[2.0, -3.0]]))
     np.testing.assert_array_equal(got.mean, [2.0, -3.0])
-    np.testing.assert_array_equal(got.m2, [0, 0])
-    assert all(np.all(np.isnan(getattr(got, name))) for name in PROPERTIES)
+    np.testing.assert_array_equal(got.deviation, [0, 0])
+    assert all(np.all(np.isnan(getattr(got, name))) for name in ("skewness", "kurtosis", *PROPERTIES))
 
 
 def test_equal_draws_have_no_spread_and_no_shape():
@@ -129,7 +127,7 @@ def test_nonfinite_draws_are_counted_and_masked_draws_are_not(convert):
     got, expected = moments(convert(values), convert(where)), moments(convert(clean[:, 1]))
     np.testing.assert_array_equal(got.count, [21, 20])
     np.testing.assert_array_equal(got.nonfinite, [2, 3])
-    for name in FIELDS[2:]:
+    for name in EVERYTHING[2:]:
         np.testing.assert_allclose(getattr(got, name)[1], getattr(expected, name), rtol=1e-6)
     np.testing.assert_array_equal(moments(convert(values)).nonfinite, [3, 4])
     assert np.all(np.isnan(moments(convert(values[23:])).mean))
@@ -145,14 +143,14 @@ def test_jit_vmap_and_trees_agree_with_the_eager_array():
     assert_close(tree["a"], moments(values), 1e-6)
     assert_close(jax.jit(merge)(eager, moments(values)), merge(eager, moments(values)), 1e-5)
     assert eager.count.dtype == eager.nonfinite.dtype == jnp.int32
-    assert len(jax.tree.leaves(eager)) == 6
+    assert len(jax.tree.leaves(eager)) == len(FIELDS)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.int32, jnp.int8, jnp.bool_])
 def test_sums_are_never_narrower_than_float32(dtype):
     values = jnp.arange(300).astype(dtype)
     got = moments(values)
-    assert got.mean.dtype == got.m4.dtype == jnp.float32
+    assert got.mean.dtype == got.kurtosis.dtype == jnp.float32
     np.testing.assert_allclose(got.mean, np.asarray(values).astype(np.float64).mean(), rtol=1e-6)
 
 
@@ -164,10 +162,79 @@ def test_double_precision_stays_and_the_host_widens():
     host = to_host(moments(jnp.asarray(draws())))
     assert all(isinstance(getattr(host, name), np.ndarray) for name in FIELDS)
     assert host.count.dtype == host.nonfinite.dtype == np.int64
-    assert host.mean.dtype == host.m4.dtype == np.float64
+    assert host.mean.dtype == host.kurtosis.dtype == np.float64
     many = dataclasses.replace(host, count=np.full(3, 2**31 - 1))
     np.testing.assert_array_equal(merge(many, many).count, 2**32 - 2)
     assert moments(draws(dtype=np.float32)).mean.dtype == np.float64
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-22, 1.0, 1e20, 1e30, 1e36])
+def test_tiny_and_huge_draws_in_float32_have_the_moments_of_their_float64_sums(size):
+    values = (size * np.random.default_rng(3).chisquare(1, 2400)).astype(np.float32)
+    exact = reference(values.astype(np.float64))
+    for chunks in (1, 3, 100):
+        parts = [moments(jnp.asarray(part)) for part in np.split(values, chunks)]
+        on_device, on_host = functools.reduce(merge, parts), functools.reduce(merge, map(to_host, parts))
+        for got in (to_host(on_device), on_host):
+            for name in ("mean", "variance", "standard_error", "skewness", "kurtosis"):
+                np.testing.assert_allclose(getattr(got, name), exact[name], rtol=2e-5, err_msg=name)
+    assert on_host.kurtosis != pytest.approx(1.05 * exact["kurtosis"], rel=2e-5)
+    # on the device as well, where the property itself is a float32
+    np.testing.assert_allclose(moments(jnp.asarray(values)).standard_error, exact["standard_error"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32])
+@pytest.mark.parametrize("spread", [1, 3, 2**31 - 1])
+def test_integers_enter_exactly(dtype, spread):
+    limits = np.iinfo(dtype)
+    values = np.random.default_rng(4).integers(limits.max - spread, limits.max, 200, endpoint=True, dtype=dtype)
+    exact = reference(values.astype(np.float64))
+    for chunks in (1, 8):
+        parts = [to_host(jax.jit(moments)(jnp.asarray(part))) for part in np.split(values, chunks)]
+        got = functools.reduce(merge, parts)
+        # to the digits of a float32 of the spread, or of 256, whatever the offset
+        np.testing.assert_allclose(got.mean, exact["mean"], rtol=0, atol=2e-7 * max(spread, 256))
+        np.testing.assert_allclose(got.variance, exact["variance"], rtol=1e-5)
+        np.testing.assert_allclose(got.kurtosis, exact["kurtosis"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [2**24 + 1, -(2**24) - 1, 2**31 - 1, -(2**31)])
+def test_an_integer_that_is_no_float32_is_its_own_mean(value):
+    got = to_host(jax.jit(moments)(jnp.full(3, value, jnp.int32)))
+    assert (got.mean, got.standard_error) == (value, 0)
+
+
+def test_chunks_in_other_units_merge():
+    parts = [moments(jnp.asarray(size * draws(50), jnp.float32)) for size in (1e-12, 1.0, 1e6)]
+    whole = moments(np.concatenate([size * draws(50) for size in (1e-12, 1.0, 1e6)]))
+    for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2)):
+        assert_close(to_host(functools.reduce(merge, [parts[i] for i in order])), whole, 2e-6)
+
+
+def test_pytrees_of_moments_merge():
+    a, b = draws(20), draws(30, seed=1)
+    trees = [{"J": moments(x), "rest": (moments(x[:, 0]), None)} for x in (a, b)]
+    merged = merge(*trees)
+    assert_close(merged["J"], moments(np.concatenate([a, b])), 1e-12)
+    assert_close(merged["rest"][0], moments(np.concatenate([a, b])[:, 0]), 1e-12)
+    assert_close(to_host(jax.tree.map(jnp.asarray, trees[0]))["J"], moments(a), 1e-6)
+    for other in (trees[0]["J"], {"J": trees[0]["J"]}, [trees[0]]):
+        with pytest.raises(ValueError, match="a, b: expected Moments, or equal pytrees of them"):
+            merge(trees[0], other)
+    with pytest.raises(ValueError, match="a, b: expected"):
+        merge({"J": a}, {"J": b})
+
+
+def test_what_is_printed_is_the_mean_its_error_and_the_count():
+    assert (
+        repr(moments(np.array([2.0, 2.0, 4.0, 4.0]))) == "Moments(mean=3.0, standard_error=0.5773502691896258, count=4)"
+    )
+    assert repr(moments(np.array([[1.0, np.nan], [2, 3]]))) == (
+        "Moments(mean=[1.5 3. ], standard_error=[0.5 nan], count=[2 1], nonfinite=[0 1])"
+    )
+    assert len(repr(moments(draws(4, (64, 10))))) < 1500
+    # pytrees are rebuilt around what is no array
+    assert repr(jax.tree.map(jnp.shape, moments(draws()))).startswith("Moments(count=(3,), nonfinite")
 
 
 @pytest.mark.parametrize(
