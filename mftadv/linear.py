@@ -82,7 +82,7 @@ def jacobian_and_shift(
 
     def columns(network, at, which):
         # one past the last column stands for the shift: no tangent, the biases alone
-        tangents, constants = unit_rows(which, d), (which == d).astype(dtype)
+        tangents, constants = unit_rows(which, d), jnp.asarray((which == d).astype(dtype))
         return oracle.pushforward(network or source, at, tangents, constants)
 
     def by_rows():

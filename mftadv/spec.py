@@ -186,7 +186,8 @@ def check_exponent(name: str, value: float) -> float:
         ValueError: `value` is not a number in [1, inf].
     """
     if not isinstance(value, numbers.Real) or isinstance(value, bool) or not value >= 1:
-        raise ValueError(f"{name}: expected a number in [1, inf] (math.inf for the largest entry), got {value!r}")
+        hint = "; math.inf is such a number" if isinstance(value, str) else ""
+        raise ValueError(f"{name}: expected a number in [1, inf], got {value!r}{hint}")
     return float(value)
 
 

@@ -1,7 +1,8 @@
 """The adversarial loss: from below by attacks, exactly on tiny networks."""
 
+from mftadv.attack._attack import Attack, named_attack
 from mftadv.attack._exact import ExactLoss, exact_adversarial_loss
-from mftadv.attack._loss import AdversarialLoss, Attack, adversarial_loss, capacity_for, named_attack
+from mftadv.attack._loss import AdversarialLoss, adversarial_loss, capacity_for
 from mftadv.attack._pieces import Ascent, LinearStarts, PowerMethod, RandomStarts, Vertices
 
 __all__ = [

@@ -248,7 +248,7 @@ def test_chunks_of_the_jacobian_bound_the_memory():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda f, x: (f, x, 0.1, "inf", 2, KEY), r"p: expected a number in \[1, inf\] \(math.inf"),
+        (lambda f, x: (f, x, 0.1, "inf", 2, KEY), r"p: expected a number in \[1, inf\], got 'inf'; math.inf is such"),
         (lambda f, x: (f, x, 0.1, 2, "linf", KEY), r"q: expected a number in \[1, inf\]"),
         (lambda f, x: (f, x, 0.1, 2, 2, 0), "key: expected a key such as jax.random.key"),
         (lambda f, x: (f, x, [0.1, 0.2], 2, 2, KEY), "eps: expected one number.* jax.vmap takes several"),
