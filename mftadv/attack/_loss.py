@@ -143,10 +143,10 @@ def adversarial_loss(
         network = None if network is None else used
     # The search itself is not differentiated: it would cost memory and a multiple of the time, for a gradient that is
     # not that of the maximum.
-    known = jax.tree.map(jax.lax.stop_gradient, (source, base, jacobian))
+    fixed_source, fixed_base, fixed_jacobian = jax.tree.map(jax.lax.stop_gradient, (source, base, jacobian))
     radius = jax.lax.stop_gradient(jnp.where(defined, eps, 0))
-    box_of_candidates = tuple(None if side is None else side[..., None, :] for side in (lower, upper))
-    problem = Problem(*known, d, radius[..., None], p, q, box_of_candidates)
+    box = (None, None) if lower is None or upper is None else (lower[..., None, :], upper[..., None, :])
+    problem = Problem(fixed_source, fixed_base, fixed_jacobian, d, radius[..., None], p, q, box)
     # One draw for all starts, since each draw takes long to compile. An attack with more starts begins with the same
     # numbers, one in half precision with the rounded ones.
     sizes = [piece.normals(tuple(points), d) for piece in attack.starts]
@@ -192,8 +192,9 @@ def _check_eps(eps: ArrayLike, dtype: Any, points: list[int]) -> Array:
             f"eps: expected one number, or one for each input, {points}, got shape {list(shape)}; "
             "jax.vmap takes several for one input, and the function scales coordinates of unlike size"
         )
-    if hasattr(eps, "dtype") and not jnp.issubdtype(eps.dtype, jnp.floating):  # a Python integer is a size
-        raise ValueError(f"eps: expected a floating-point number, got {eps.dtype} (there are no labels)")
+    kind = getattr(eps, "dtype", None)  # a Python integer has none, and is a size
+    if kind is not None and not jnp.issubdtype(kind, jnp.floating):
+        raise ValueError(f"eps: expected a floating-point number, got {kind} (there are no labels)")
     if known is not None and not all(representable(each, dtype) for each in known.ravel()):
         raise ValueError(f"eps: expected a finite number >= 0 in {jnp.dtype(dtype).name}, got {eps!r}")
     return jnp.broadcast_to(jnp.asarray(eps, dtype), points)
