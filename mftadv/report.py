@@ -44,7 +44,7 @@ def verdict_table(title: str, judgements: Sequence[Judgement]) -> Table:
             relation + _number(claim.theory),
             _number(claim.measured),
             _number(claim.standard_error),
-            _number(judged.ratio, ".3f"),
+            _number(judged.ratio, ".3f" if abs(judged.ratio) < 1000 else ".3g"),
             _number(judged.z, "+.1f"),
             f"[{_STYLES[judged.verdict]}]{verdict}[/]",
         )

@@ -114,12 +114,15 @@ def claims(
 ) -> dict[str, Claim]:
     """The claims "chevet" and, where there is one, "published": the loss is at most that bound.
 
-    Chevet's is of infinite width, where |J| has its least mean: the claim is about this width.
+    Chevet's is of infinite width, where |J| has its least mean: the claim is about this width. A loss that the float
+    type cannot tell from 0 to its own precision says nothing of a bound: it counts as not measured.
     """
     excess, spread = width_excess(spec)
     grows = "|J| grows a little inside the ball"
     growth = max(growth_along_input(spec, x, p, q) for x in xs)
-    measured = statistics.mean_estimate(np.asarray(sample.loss, np.float64))
+    loss, limits = np.asarray(sample.loss, np.float64), np.finfo(np.asarray(sample.loss).dtype)
+    resolved = predicted["chevet"] * float(limits.eps) > float(limits.tiny)
+    measured = statistics.mean_estimate(loss if resolved else loss[:0])
     name = f"L_adv {exponent(p)}->{exponent(q)}, d={spec.input_dim}, K={spec.output_dim}, eps={eps:g}"
     # a candidate that broke down is not in the loss, which may be the lower for it
     nonfinite = measured.nonfinite + int(np.sum(sample.nonfinite))

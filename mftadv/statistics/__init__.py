@@ -1,7 +1,13 @@
 """Moments that merge, estimates with errors by network, and how many networks a claim needs."""
 
 from mftadv.statistics._moments import Moments, merge, moments, to_host
-from mftadv.statistics._planner import QUANTITIES, networks_needed, relative_spread, smallest_visible_deviation
+from mftadv.statistics._planner import (
+    QUANTITIES,
+    log_scale_skewness,
+    networks_needed,
+    relative_spread,
+    smallest_visible_deviation,
+)
 from mftadv.statistics._tests import (
     Estimate,
     LawTest,
@@ -24,6 +30,7 @@ __all__ = [
     "correlation_estimate",
     "kurtosis_estimate",
     "law_test",
+    "log_scale_skewness",
     "mean_estimate",
     "merge",
     "moments",

@@ -1,9 +1,11 @@
 """How many networks a claim needs, before any is drawn."""
 
+import dataclasses
 import math
+from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from mftadv import theory
 from mftadv.spec import NetworkSpec
@@ -17,6 +19,7 @@ QUANTITIES = (
     "shift_mean",
     "shift_variance",
     "jacobian_shift_correlation",
+    "jacobian_shift_square_correlation",
     "operator_norm",
 )
 
@@ -65,7 +68,7 @@ def networks_needed(
         power: see `smallest_visible_deviation`.
 
     Returns:
-        An integer >= 2, or inf where the spread is infinite.
+        An integer >= 2, or inf where no number below 2^62 will do.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -74,12 +77,12 @@ def networks_needed(
     """
     if not deviation > 0:
         raise ValueError(f"deviation: expected a number > 0, got {deviation!r}")
-    if relative_standard_deviation == math.inf:
-        return math.inf
 
     def sees(n):
         return smallest_visible_deviation(relative_standard_deviation, n, false_alarm, power) <= deviation
 
+    if not sees(2**62):
+        return math.inf
     low, high = 1, 2
     while not sees(high):
         low, high = high, 2 * high
@@ -87,6 +90,43 @@ def networks_needed(
         middle = (low + high) // 2
         low, high = (low, middle) if sees(middle) else (middle, high)
     return high
+
+
+class _Layer(NamedTuple):
+    """What a layer does to the squared length of a tangent."""
+
+    slope: float  # the mean square slope alpha
+    excess: float  # c = 6 (u^4 + v^4) / (u^2 + v^2)^2 - 1, N times the relative variance of the branch's factor
+    share: float  # of the branch in the mean square
+    spread: float  # the relative variance of the whole layer's factor
+
+
+def _layer(spec: NetworkSpec) -> _Layer:
+    u, v, s = (float(leaf) for leaf in (spec.positive_slope, spec.negative_slope, spec.weight_variance))
+    slope, excess = (u**2 + v**2) / 2, 6 * (u**4 + v**4) / (u**2 + v**2) ** 2 - 1
+    share = slope * s / (1 + slope * s) if spec.has_shortcut else 1.0
+    return _Layer(slope, excess, share, (4 * share * (1 - share) + excess * share**2) / spec.width)
+
+
+def log_scale_skewness(spec: NetworkSpec) -> float:
+    """The skewness of ln R^2, R the scale that the entries of a network's Jacobian share, for `scale_mixture_cdf`.
+
+    R^2 is a product of independent factors, nearly a Gamma variable of shape N/2 and one for each layer, of shape
+    1 / spread; the second and third cumulants of their logarithms are derivatives of the digamma function.
+
+    Args:
+        spec: a concrete spec, vanilla or signed.
+
+    Returns:
+        The skewness, negative; cut off at -1 and -1.5 / sqrt(ln(kurtosis/3)), which takes a width below 10.
+
+    Source: ours; each layer's factor has the mean and variance of its Gamma variable, and nearly its law.
+    """
+    spread = _layer(spec).spread
+    shapes, counts = np.array([spec.width / 2, 1 / spread]), np.array([1, spec.depth])
+    variance, third = (float(special.polygamma(order, shapes) @ counts) for order in (1, 2))
+    w = math.log1p(2 / spec.width) + spec.depth * math.log1p(spread)
+    return max(third / variance**1.5, -1.0, -1.5 / math.sqrt(max(w, 1)))
 
 
 def _scale_moments(spec: NetworkSpec) -> tuple[np.ndarray, float, float]:
@@ -97,12 +137,8 @@ def _scale_moments(spec: NetworkSpec) -> tuple[np.ndarray, float, float]:
     second and fourth moments are exact; the higher ones are those of a Gamma variable per layer, of the same variance.
     """
     width, layers, e = spec.width, spec.depth, float(spec.has_shortcut)
-    s, b2, u, v = (
-        float(leaf) for leaf in (spec.weight_variance, spec.bias_variance, spec.positive_slope, spec.negative_slope)
-    )
-    slope, c = (u**2 + v**2) / 2, 6 * (u**4 + v**4) / (u**2 + v**2) ** 2 - 1
-    share = slope * s / (1 + slope * s) if e else 1.0
-    spread = (4 * share * (1 - share) + c * share**2) / width
+    s, b2 = float(spec.weight_variance), float(spec.bias_variance)
+    slope, c, share, spread = _layer(spec)
     steps = np.arange(1, 4)
     with np.errstate(over="ignore"):
         own = np.exp(np.cumsum(np.log1p(2 * steps / width) + layers * np.log1p(steps * spread)))
@@ -128,9 +164,11 @@ def relative_spread(
         shift_mean                  1 / r                                               scale sqrt(E a^2); exact
         shift_variance              f (1 + 2/r) - 1,  f = E a^4 / (3 (E a^2)^2)         scale E a^2; exact
         pair_correlation            (2 F + (r - 1) (F - C)) / (r m (m - 1))             scale 1
-        jacobian_shift_correlation  sqrt(F f) / r, at most; J along one direction       scale 1
+        jacobian_shift_correlation  sqrt(F f) / (m r), at most; m = 1 where none is given  scale 1
+        jacobian_shift_square_correlation  (of J^2 and a^2)                             scale 1
         operator_norm               F^(1/4) - 1 + (R_p(m) R_q*(r))^2 / (m beta^2), at most
-    and for jacobian_kurtosis and pair_square the delta method, with scales that are products of Gamma variables.
+    and for jacobian_kurtosis and pair_square the delta method, with scales that are products of Gamma variables, for
+    jacobian_shift_square_correlation with lognormal scales and, for several rows, at least.
     beta is `operator_norm_coefficient(p, q, m, r)` and R_t(n) = n^max(0, 1/2 - 1/t).
 
     Args:
@@ -185,10 +223,47 @@ def relative_spread(
             case "shift_variance":
                 variance = shift * (1 + 2 / r) - 1
             case "jacobian_shift_correlation":
-                variance = math.sqrt(own[0] * shift) / r
+                variance = math.sqrt(own[0] * shift) / (r * (columns or 1))
+            case "jacobian_shift_square_correlation":
+                # no such law is known for "residual"
+                like = dataclasses.replace(spec, block="signed") if spec.block == "residual" else spec
+                correlation = float(theory.jacobian_shift_square_correlation(like))
+                variance = _square_correlation_variance(own[0], shift, correlation, m) / r
             case _:
                 # the last two factors are the Lipschitz constant of the norm, over its mean
                 beta = theory.operator_norm_coefficient(p, q, m, r)
                 variance = own[0] ** 0.25 - 1 + (m ** max(-0.5, -1 / p) * r ** max(0, 1 / q - 0.5) / beta) ** 2
     # inf - inf and inf / inf: the spread is beyond float64
     return math.inf if math.isnan(variance) else math.sqrt(max(variance, 0.0))
+
+
+def _square_correlation_variance(factor: float, shift: float, correlation: float, columns: int) -> float:
+    """The variance of one network's influence on the correlation of J_j^2 = R^2 g_j^2 and a^2 = A^2 h^2, over columns.
+
+    With P and Q the means of J_j^2 and J_j^4 and Y = a^2 (means 1, variances x and y, correlation c), it is that of
+    (P Y - P - Y) / sqrt(x y) - c ((Q - 2 P) / x + (Y^2 - 2 Y) / y) / 2; R and A are jointly lognormal.
+    """
+    x, y, m = 3 * factor - 1, 3 * shift - 1, columns
+    root = math.sqrt(x * y)
+    joint = math.log1p(correlation * root)
+    # coefficients of P^a Q^b Y^k
+    influence = {
+        (1, 0, 1): 1 / root,
+        (1, 0, 0): correlation / x - 1 / root,
+        (0, 0, 1): correlation / y - 1 / root,
+        (0, 1, 0): -correlation / (2 * x),
+        (0, 0, 2): -correlation / (2 * y),
+    }
+    of_g = {(0, 0): 1, (1, 0): 1, (0, 1): 3, (2, 0): 1 + 2 / m, (1, 1): 3 + 12 / m, (0, 2): 9 + 96 / m}
+    of_h = (1, 1, 3, 15, 105)
+
+    def mean(a, b, k):
+        i = a + 2 * b
+        exponent = math.log(factor) * i * (i - 1) / 2 + math.log(shift) * k * (k - 1) / 2 + joint * i * k
+        return float(np.exp(exponent)) * of_g[a, b] * of_h[k]
+
+    return sum(
+        c * d * (mean(*np.add(one, other)) - mean(*one) * mean(*other))
+        for one, c in influence.items()
+        for other, d in influence.items()
+    )
