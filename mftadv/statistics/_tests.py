@@ -283,7 +283,7 @@ def scale_mixture_cdf(x: ArrayLike, variance: float, kurtosis: float, skewness: 
         raise ValueError(f"skewness: expected a number <= 0, at least -1 and -1.5 / sqrt(w), got {skewness!r}")
 
     def log_moment(order: int, tau: float) -> float:
-        """ln E exp(order (ln R^2 - mu)), a Gaussian integral."""
+        """Ln E exp(order (ln R^2 - mu)), a Gaussian integral."""
         linear, square = order * tau, order * tau * skewness / 6
         return (linear**2 / (1 - 2 * square) - math.log1p(-2 * square)) / 2
 
