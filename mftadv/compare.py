@@ -162,8 +162,10 @@ def _undiscount(quantile: np.ndarray, gamma: np.ndarray) -> np.ndarray:
 def judge(claims: Sequence[Claim], family_error: float = 1e-3) -> tuple[Judgement, ...]:
     """Judge a table of claims so that any true claim in it is called false with probability at most `family_error`.
 
-    Measured on true claims of means, variances, kurtosis, pair squares, correlations and norms over 2, 3, 5, 8, 10, 20,
-    50, 100, 200, 500, 1000 and 2000 networks of kurtosis 3.3, 4, 6 and 12, with and without a predicted error: RATES.
+    Measured: of 400 tables of each of 2, 3, 5, 8, 10, 20, 50, 100, 200 and 1000 true networks of width 10 to 30 and
+    kurtosis up to 12, at most 1.5% hold a failure where .05 is declared, and one in 18,000 where .001 is. Without
+    predicted errors, true claims of means, variances, norms, kurtosis, pair squares and correlations at a level of .001
+    or .0001 fail at most half as often as declared, at 2 to 2000 networks of kurtosis 3.3 to 12.
 
     t = excess / error with the allowance already taken off the excess, and for the error the measured or the predicted
     one, whichever is larger. Draws of squares are skewed, and there Student's t is wrong by an order of magnitude at

@@ -1,8 +1,10 @@
 """Verdicts: their meaning case by case, and the family error and power of a table by simulation."""
 
 import dataclasses
+import functools
 import json
 import math
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -180,13 +182,13 @@ def test_errors(call, match):
         call()
 
 
-def table(rng, n, wrong=1.0):
+def table(rng, n, wrong=1.0, spreads=types.MappingProxyType({})):
     """Ten claims on n networks of 16 entries sharing a lognormal scale; all true but for the factor on the second."""
     f, w = 1.1, math.log(1.1)
     entries = np.exp((np.sqrt(w) * rng.standard_normal((n, 1)) - w / 2) / 2) * rng.standard_normal((n, 16))
     along = entries.sum(axis=1) / 4
     shift, norm = rng.standard_normal((n, 2)) ** 2, np.abs(entries).max(axis=1)
-    return [
+    claims = [
         Claim.of("mean", 0.0, mean_estimate(entries), scale=1.0),
         Claim.of("variance", wrong, mean_estimate(entries**2)),
         Claim.of("kurtosis", 3 * f, kurtosis_estimate(entries)),
@@ -198,11 +200,20 @@ def table(rng, n, wrong=1.0):
         Claim.of("law", 0.0, law_test(entries[:, 0], 1.0, 3 * f)),
         Claim.of("bound", 16 * math.sqrt(2 / math.pi), mean_estimate(norm), kind="at_most"),
     ]
+    return [dataclasses.replace(c, predicted_error=spreads.get(c.quantity, 0.0) / math.sqrt(n)) for c in claims]
+
+
+@functools.cache
+def spreads():
+    """The standard deviation of one network's value, quantity by quantity: what a theory predicts."""
+    n = 20_000
+    claims = table(np.random.default_rng(1), n)
+    return {c.quantity: c.standard_error * math.sqrt(n) for c in claims if c.kind != "distance"}
 
 
 def test_a_table_of_true_claims_keeps_its_family_error():
     rng, repetitions, level = np.random.default_rng(2), 500, 0.05
-    tables = [table(rng, 300) for _ in range(repetitions)]
+    tables = [table(rng, 600, spreads=spreads()) for _ in range(repetitions)]
 
     def rate(theory):
         altered = [[dataclasses.replace(c, theory=theory(c)) for c in t] for t in tables]

@@ -14,6 +14,7 @@ from mftadv.statistics import (
     correlation_estimate,
     kurtosis_estimate,
     law_test,
+    log_scale_skewness,
     mean_estimate,
     networks_needed,
     pair_correlation_estimate,
@@ -115,6 +116,43 @@ def test_networks_with_nonfinite_draws_are_left_out_and_counted():
     assert math.isnan(mean_estimate(values[3:4]).value)
 
 
+@pytest.mark.parametrize("size", [1e-150, 1e-60, 1e60, 1e150])
+def test_estimates_of_tiny_and_huge_entries(size):
+    entries, shift = scaled_rows(np.random.default_rng(14), 60, 5)
+    entries[3, 1] = np.nan
+    each = np.broadcast_to(shift, entries.shape)
+    for estimate in (kurtosis_estimate, pair_correlation_estimate, pair_square_estimate):
+        for field in ("value", "standard_error", "degrees_of_freedom", "skewness", "nonfinite"):
+            expected = getattr(estimate(entries), field)
+            assert getattr(estimate(size * entries), field) == pytest.approx(expected, rel=1e-9)
+    got, expected = correlation_estimate(size * entries, each), correlation_estimate(entries, size * each)
+    assert got.value == pytest.approx(expected.value, rel=1e-9)
+    assert got.standard_error == pytest.approx(expected.standard_error, rel=1e-9)
+    assert mean_estimate(size * entries).degrees_of_freedom == pytest.approx(mean_estimate(entries).degrees_of_freedom)
+    assert kurtosis_estimate(entries * size, size**2).value == pytest.approx(kurtosis_estimate(entries, 1.0).value)
+
+
+def test_what_cannot_be_estimated_without_one_of_the_networks_is_not():
+    pair = correlation_estimate(np.array([1.0, 2.0]), np.array([3.0, 5.0]))
+    assert math.isnan(pair.value)
+    assert math.isnan(pair.standard_error)
+    assert math.isnan(correlation_estimate(np.array([1.0]), np.array([3.0])).value)
+    # also where rounding hides that nothing varies
+    pairs = np.random.default_rng(16).standard_normal((200, 2, 2))
+    assert all(math.isnan(correlation_estimate(*pair).value) for pair in pairs)
+    assert math.isnan(correlation_estimate(np.full(9, 0.1), np.arange(9.0)).value)
+
+
+def test_the_skewness_of_few_networks_is_uncertain():
+    few, many = (np.random.default_rng(15).standard_normal((n, 2)) ** 2 for n in (10, 1000))
+    for estimate, factor in ((mean_estimate, 1.25), (kurtosis_estimate, 4)):
+        for values in (few, many):
+            got = estimate(values)
+            assert got.skewness_error == pytest.approx(factor / math.sqrt(got.degrees_of_freedom))
+            assert -1 <= got.skewness <= 1
+    assert mean_estimate(np.ones(5)).skewness_error == 0
+
+
 def test_small_and_constant_samples():
     one = mean_estimate(np.array([2.0]))
     assert (one.value, one.degrees_of_freedom) == (2.0, 0)
@@ -133,6 +171,9 @@ def test_small_and_constant_samples():
         (lambda: pair_square_estimate(np.ones((3, 1))), "entries"),
         (lambda: scale_mixture_cdf(0.0, 0.0, 3.0), "variance"),
         (lambda: scale_mixture_cdf(0.0, 1.0, 2.9), "kurtosis"),
+        (lambda: scale_mixture_cdf(0.0, 1.0, 6.0, 0.1), "skewness"),
+        (lambda: scale_mixture_cdf(0.0, 1.0, 6.0, -1.1), "skewness"),
+        (lambda: scale_mixture_cdf(0.0, 1.0, 3e9, -0.5), "skewness"),
         (lambda: law_test(np.ones((3, 1)), 1.0, 3.0), "sample"),
         (lambda: law_test(np.full(3, np.nan), 1.0, 3.0), "sample"),
     ],
@@ -164,9 +205,11 @@ def test_false_alarms_are_at_most_the_declared_rate(name):
     rng = np.random.default_rng(6)
     repetitions, level, n = 1000, 0.05, 600
     estimates = [estimate(*scaled_rows(rng, n, 20)) for _ in range(repetitions)]
+    # the error that a theory would predict
+    error = float(np.std([e.value for e in estimates]))
 
     def rate(theory):
-        claims = [Claim.of(name, theory, estimate, scale=scale) for estimate in estimates]
+        claims = [Claim.of(name, theory, e, scale=scale, predicted_error=error) for e in estimates]
         return np.mean([judge([claim], level)[0].p_value <= level for claim in claims])
 
     limit = stats.binom.isf(1e-4, repetitions, level) / repetitions
@@ -181,7 +224,7 @@ def test_students_t_alone_would_not_keep_its_rate_for_squares():
     squares = rng.standard_normal((repetitions, n), dtype=np.float32) ** 2
     estimates = [mean_estimate(row) for row in squares]
     corrected = [Claim.of("square", 1.0, e) for e in estimates]
-    plain = [Claim.of("square", 1.0, e, skewness=0.0) for e in estimates]
+    plain = [Claim.of("square", 1.0, e, skewness=0.0, skewness_error=0.0) for e in estimates]
     # one table of all, its unadjusted p-values
     rates = [np.mean([j.p_value <= level for j in judge(table)]) for table in (corrected, plain)]
     limit = stats.binom.isf(1e-4, repetitions, level) / repetitions
@@ -237,6 +280,34 @@ def test_scale_mixture_is_near_the_exact_law_of_a_relu_network(width, depth):
     distance = np.abs(exact - scale_mixture_cdf(x, 1.0, 3 * f)).max()
     assert distance < 0.3 * math.log(f) / width + 5e-4
     assert np.abs(exact - stats.norm.cdf(x)).max() > 3 * distance
+    skewness = log_scale_skewness(NetworkSpec(1, 1, width, depth))
+    limit = 0.04 * math.log(f) / width + 5e-4
+    assert np.abs(exact - scale_mixture_cdf(x, 1.0, 3 * f, skewness)).max() < limit
+    if width < 100:
+        assert np.abs(exact - scale_mixture_cdf(x, 1.0, 3 * f, skewness / 2)).max() > limit
+
+
+@pytest.mark.parametrize(("kurtosis", "skewness"), [(3.3, -0.3), (6.0, -0.5), (6.0, -1.0), (40.0, -0.4)])
+def test_a_skewed_scale_keeps_variance_and_kurtosis(kurtosis, skewness):
+    x = np.concatenate([[0.0], np.geomspace(1e-3, 300, 40_001)])
+    above = 1 - scale_mixture_cdf(x, 0.3, kurtosis, skewness)
+    second, fourth = (2 * power * np.trapezoid(x ** (power - 1) * above, x) for power in (2, 4))
+    assert second == pytest.approx(0.3, rel=1e-4)
+    assert fourth == pytest.approx(kurtosis * 0.09, rel=2e-3)
+
+
+def test_skewness_of_the_logarithm_of_the_scale():
+    for width, depth in ((100, 3), (300, 10)):
+        logs = np.log(relu_scales(np.random.default_rng(13), 200_000, width, depth))
+        spec = NetworkSpec(1, 1, width, depth)
+        assert log_scale_skewness(spec) == pytest.approx(stats.skew(logs), rel=0.2)
+    # as the layers add up it falls as a mean of them does
+    deep, shallow = (log_scale_skewness(NetworkSpec(1, 1, 100, depth)) for depth in (160, 40))
+    assert deep == pytest.approx(shallow / 2, rel=0.01)
+    for width in (1, 2, 5):
+        spec = NetworkSpec(1, 1, width, depth=4)
+        f = (1 + 2 / width) * (1 + 5 / width) ** 4
+        assert 0 < scale_mixture_cdf(-1.0, 1.0, 3 * f, log_scale_skewness(spec)) < 0.5
 
 
 # --- the planner -------------------------------------------------------------------------------------------------
@@ -266,7 +337,8 @@ def test_the_planned_power_is_reached(spread, false_alarm):
 
 def test_planner_limits_and_errors():
     assert networks_needed(0.0) == 2
-    assert networks_needed(math.inf) == math.inf
+    assert networks_needed(math.inf) == networks_needed(1e12) == math.inf
+    assert smallest_visible_deviation(1e6, networks_needed(1e6)) == pytest.approx(0.05)
     spec = NetworkSpec(input_dim=4, output_dim=2, width=8, depth=3)
     assert relative_spread(spec, "shift_variance") == 0
     deep = NetworkSpec(input_dim=4, output_dim=2, width=8, depth=100_000)
@@ -324,13 +396,14 @@ def test_predicted_spreads_are_those_of_networks(block, outputs, slope):
         "shift_mean": (mean_estimate(shift), math.sqrt(np.mean(shift**2))),
         "shift_variance": (mean_estimate(shift**2), None),
         "jacobian_shift_correlation": (correlation_estimate(along, shift), 1.0),
+        "jacobian_shift_square_correlation": (correlation_estimate(along**2, shift**2), 1.0),
     }
     assert {*estimates, "operator_norm"} == set(QUANTITIES)
     for name, (estimate, scale) in estimates.items():
         measured = estimate.standard_error * math.sqrt(n) / (scale or estimate.value)
-        predicted = relative_spread(spec, name)
+        predicted = relative_spread(spec, name, columns=1 if "shift_square" in name else None)
         # a spread of fourth moments is an average of eighth powers: 4000 networks give it to a third
-        fourth = name in ("jacobian_kurtosis", "pair_square")
+        fourth = name in ("jacobian_kurtosis", "pair_square", "jacobian_shift_square_correlation")
         assert measured == pytest.approx(predicted, rel=0.35 if fourth else 0.1), name
     part = mean_estimate(jacobian[:, :1, :5] ** 2)
     assert part.standard_error * math.sqrt(n) / part.value == pytest.approx(

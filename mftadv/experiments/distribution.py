@@ -29,7 +29,7 @@ _MAX_ENTRIES = 2**24
 
 _PLANNED = 0.045  # what is planned for, so that 5% is seen in spite of skewness, an uncertain spread, an allowance
 
-_LAW_ERROR = 0.05  # of the law of an entry, in units of w / N: see `scale_mixture_cdf`
+_LAW_ERROR = 0.04  # of the law of an entry, in units of w / N: see `scale_mixture_cdf`
 
 _RESIDUAL_NOTE = "along x skip and branch correlate, since the mean of phi is not 0: the published law misses it"
 

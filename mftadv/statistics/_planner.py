@@ -5,7 +5,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import stats
 
 from mftadv import theory
 from mftadv.spec import NetworkSpec
@@ -111,22 +111,30 @@ def _layer(spec: NetworkSpec) -> _Layer:
 def log_scale_skewness(spec: NetworkSpec) -> float:
     """The skewness of ln R^2, R the scale that the entries of a network's Jacobian share, for `scale_mixture_cdf`.
 
-    R^2 is a product of independent factors, nearly a Gamma variable of shape N/2 and one for each layer, of shape
-    1 / spread; the second and third cumulants of their logarithms are derivatives of the digamma function.
+    R^2 is a product of independent means over N, of relative variance c_l / N and third central moment t_l / N^2, so
+    that to leading order the skewness is
+
+        sum_l (t_l - 3 c_l^2) / (sum_l c_l)^(3/2) / sqrt(N),
+
+    with c = 2, t = 8 for P_in. A layer without shortcut has the c of `finite_width_factor` and
+    t = 15 (u^6 + v^6) / (2 alpha^3) - 3 c - 1; with one, of share r, c and t become 4 r (1 - r) + c r^2 and
+    t r^3 + 12 c r^2 (1 - r).
 
     Args:
         spec: a concrete spec, vanilla or signed.
 
     Returns:
-        The skewness, negative; cut off at -1 and -1.5 / sqrt(ln(kurtosis/3)), which takes a width below 10.
+        The skewness, at most 0; cut off at -1 and at -1.5 / sqrt(ln(kurtosis/3)), which takes a width below 10.
 
-    Source: ours; each layer's factor has the mean and variance of its Gamma variable, and nearly its law.
+    Source: ours.
     """
-    spread = _layer(spec).spread
-    shapes, counts = np.array([spec.width / 2, 1 / spread]), np.array([1, spec.depth])
-    variance, third = (float(special.polygamma(order, shapes) @ counts) for order in (1, 2))
-    w = math.log1p(2 / spec.width) + spec.depth * math.log1p(spread)
-    return max(third / variance**1.5, -1.0, -1.5 / math.sqrt(max(w, 1)))
+    slope, excess, share, spread = _layer(spec)
+    sixth = (float(spec.positive_slope) ** 6 + float(spec.negative_slope) ** 6) / (2 * slope**3)
+    third = share**3 * (15 * sixth - 3 * excess - 1) + 12 * share**2 * (1 - share) * excess
+    c, layers = spec.width * spread, spec.depth
+    skewness = (8 - 3 * 2**2 + layers * (third - 3 * c**2)) / (2 + layers * c) ** 1.5 / math.sqrt(spec.width)
+    w = math.log1p(2 / spec.width) + layers * math.log1p(spread)
+    return min(max(skewness, -1.0, -1.5 / math.sqrt(max(w, 1))), 0.0)
 
 
 def _scale_moments(spec: NetworkSpec) -> tuple[np.ndarray, float, float]:

@@ -1,0 +1,147 @@
+"""Verdicts of whole tables: their rate of false alarms at few and narrow networks, and on numbers that broke down."""
+
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from mftadv import theory
+from mftadv.compare import Claim, judge
+from mftadv.experiments import bounds, distribution
+from mftadv.spec import NetworkSpec
+from mftadv.statistics import kurtosis_estimate, law_test, log_scale_skewness, mean_estimate, pair_square_estimate
+from tests import reference
+
+SPEC = NetworkSpec(input_dim=6, output_dim=1, width=10, depth=3, bias_variance=0.1)
+X = np.resize([1.0, -0.5], SPEC.input_dim)
+
+
+CLOSED_FORMS = {
+    name: functools.cache(function)
+    for name in theory.__all__
+    if callable(function := getattr(theory, name)) and not isinstance(function, type)
+}
+
+
+@pytest.fixture(autouse=True)
+def closed_forms_once(monkeypatch):
+    """The closed forms of equal arguments, computed once: every table wants the same ones."""
+    for name, function in CLOSED_FORMS.items():
+        monkeypatch.setattr(theory, name, function)
+
+
+@functools.cache
+def networks(spec=SPEC, n=20_000):
+    """What is kept of n networks with one output, at X."""
+
+    def flat(nets):
+        jacobian, shift = reference.linear_representation(nets, X)
+        return np.concatenate([jacobian, shift[..., None]], axis=2)
+
+    draws = reference.simulate(flat, 21, spec, n)
+    rows, shift = draws[..., :-1], draws[..., -1]
+    norms = {(p, 2.0): np.linalg.norm(rows[:, 0], math.inf if p == 1 else p / (p - 1), axis=1) for p in (1.0, 2.0)}
+    norms[math.inf, 2.0] = np.abs(rows[:, 0]).sum(axis=1)
+    return distribution.Sample(rows, rows @ X / np.linalg.norm(X), shift, norms)
+
+
+def tables(n, repetitions, spec=SPEC):
+    """The claims that should hold, over disjoint sets of n networks."""
+    sample = networks(spec)
+    for i in range(repetitions):
+        part = jax.tree.map(lambda values, i=i: values[i * n : (i + 1) * n], sample)
+        yield [claim for claim in distribution.claims(spec, X, part) if claim.expected == "holds"]
+
+
+def fails(claims, level):
+    return any(judged.verdict == "fails" for judged in judge(claims, level))
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10, 30, 200])
+def test_tables_of_few_narrow_networks_keep_their_family_error(n):
+    repetitions, level = 60, 0.05
+    drawn = list(tables(n, repetitions))
+    limit = stats.binom.isf(1e-4, repetitions, level)
+    assert sum(fails(claims, level) for claims in drawn) <= limit
+    if n <= 30:  # with the errors of the sample alone, and its skewness at face value, they do not
+        plain = [[_replace(claim, predicted_error=0.0, skewness_error=0.0) for claim in claims] for claims in drawn]
+        assert sum(fails(claims, level) for claims in plain) > limit
+    if n == 200:  # a theory that is off by a factor still fails
+        wrong = [[_replace(claim, theory=3 * claim.theory) for claim in claims] for claims in drawn]
+        assert sum(fails(claims, level) for claims in wrong) > 0.8 * repetitions
+
+
+def _replace(claim, **changes):
+    return Claim(**{**{name: getattr(claim, name) for name in claim.__dataclass_fields__}, **changes})
+
+
+@pytest.mark.parametrize(
+    "estimate", [kurtosis_estimate, pair_square_estimate, lambda entries: mean_estimate(entries**2)]
+)
+@pytest.mark.parametrize("n", [2, 5, 20, 200])
+def test_estimates_without_a_predicted_error_are_judged_with_care(estimate, n):
+    rng, repetitions, level, factor = np.random.default_rng(22), 300, 1e-2, 4 / 3
+    scales = np.exp((math.sqrt(math.log(factor)) * rng.standard_normal((repetitions, n, 1)) - math.log(factor) / 2) / 2)
+    entries = scales * rng.standard_normal((repetitions, n, 4))
+    true = {kurtosis_estimate: 3 * factor, pair_square_estimate: factor}.get(estimate, 1.0)
+    claims = [Claim.of("q", true, estimate(table)) for table in entries]
+    limit = stats.binom.isf(1e-4, repetitions, level)
+    assert sum(judged.p_value <= level for judged in judge(claims)) <= limit
+    plain = [_replace(claim, skewness_error=0.0) for claim in claims]
+    if n == 5:
+        assert sum(judged.p_value <= level for judged in judge(plain)) > limit
+
+
+def test_the_law_of_an_entry_of_narrow_networks_holds():
+    factor = float(theory.finite_width_factor(SPEC))
+    verdicts = []
+    for claims in tables(5000, 4):
+        (law,) = [claim for claim in claims if claim.quantity == "law of one entry of J"]
+        verdicts += [judged.verdict for judged in judge(claims) if judged.claim is law]
+    assert verdicts == ["holds"] * 4
+    entry = networks().entries[:5000, 0, 0]
+    variance = float(theory.jacobian_variance(SPEC))
+    options = {"allowance": law.allowance, "reason": law.reason}
+    for kurtosis, skewness in ((6 * factor, log_scale_skewness(SPEC)), (3.0, 0.0)):
+        wrong = Claim.of("law", 0.0, law_test(entry, variance, kurtosis, skewness), **options)
+        assert judge([wrong])[0].verdict == "fails"
+
+
+# --- numbers that broke down -------------------------------------------------------------------------------------
+
+
+def test_a_jacobian_that_came_out_zero_holds_nothing():
+    sample = jax.tree.map(np.zeros_like, networks())._replace(shift=networks().shift)
+    judged = {j.claim.quantity: j.verdict for j in judge(distribution.claims(SPEC, X, sample))}
+    of_shift = {"mean of a", "variance of a"}
+    assert {verdict for quantity, verdict in judged.items() if quantity not in of_shift} <= {"fails", "underpowered"}
+    assert judged["variance of J"] == "fails"
+    assert judged["mean |J| 2->2, Chevet"] == "underpowered"
+    # while a shift that is 0 for want of a bias is as it should be
+    spec = NetworkSpec(input_dim=6, output_dim=1, width=10, depth=3)
+    sample = networks()._replace(shift=np.zeros_like(networks().shift))
+    judged = {j.claim.quantity: j.verdict for j in judge(distribution.claims(spec, X, sample))}
+    assert judged["variance of a"] == "holds"
+
+
+@pytest.mark.parametrize(
+    ("eps", "dtype", "verdict"),
+    [
+        (1e-30, np.float32, "underpowered"),
+        (1e-43, np.float32, "underpowered"),
+        (0.1, np.float32, "holds"),
+        (1e-30, np.float64, "holds"),
+    ],
+)
+def test_a_loss_that_its_float_type_cannot_hold_says_nothing_of_a_bound(eps, dtype, verdict):
+    spec = NetworkSpec(input_dim=6, output_dim=1, width=1000, depth=2, weight_variance=2e-4)
+    predicted = bounds.predictions(spec, X[None], eps, 2.0, 2.0)
+    shape = (64, 1)
+    loss = 0.8 * predicted["sharp"] * (1 + 0.1 * np.random.default_rng(23).standard_normal(shape))
+    false = np.zeros(shape, bool)
+    sample = bounds.Sample(loss.astype(dtype), loss, ~false, false, np.ones(64, bool))
+    claims = bounds.claims(spec, X[None], predicted, eps, 2.0, 2.0, sample)
+    assert {judged.verdict for judged in judge(list(claims.values()))} == {verdict}
