@@ -66,7 +66,9 @@ def draw(shapes: tuple[tuple[int, ...], ...], key: Key[Array, ""]) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "steps"))
-def train(model: Callable, key: Key[Array, ""], radius: ArrayLike, xs: Array, labels: Array, steps: int) -> Any:
+def train(
+    model: Callable, key: Key[Array, ""], radius: Float[Array, ""] | float, xs: Array, labels: Array, steps: int
+) -> Any:
     """Adam on the cross-entropy of inputs that five sign steps have perturbed, none where the radius is 0."""
     optimiser = optax.adam(3e-3)
     params = draw(MODELS[model], jax.random.fold_in(key, steps))
@@ -198,7 +200,7 @@ def against_trained(seeds: int = 2, inputs: int = 5, steps: int = 300, norms=(1.
     for model in MODELS:
         params = trained(model, seeds, steps)
         for p, q in itertools.product(norms, repeat=2):
-            eps = np.repeat(np.float32(SIZES[p]), inputs)
+            eps = np.repeat(np.asarray(SIZES[p], np.float32), inputs)
             points = jnp.tile(xs, (2, 1))
             keys = jax.random.split(jax.random.key(0), len(points))
             reached = {}
