@@ -17,8 +17,8 @@ fair coin that no length depends on, so layers multiply the length of a tangent 
     of the same mean since E |J|^2 = 1 exactly, and of far smaller spread. Were r lognormal, E r would be exp(-w/8),
     with w = ln F. In wide networks (a) and (b) see the same fluctuations, and err together.
 (c) The error E |J|_{p->2}/beta - 1 of the sharp coefficients beta, with the same control variate. For K = 1 it is
-    E r - 1 whatever p. For K = 10 the layers spread the singular values, and finite width adds: to first order in 1/N,
-    J is like a Gaussian matrix of n' columns, 1/n' = 1/n + (2 L + 1)/N, times 1 - L/(8 N) for the number of open gates.
+    E r - 1 whatever p. For K = 10 the layers spread the singular values, and finite width adds, to first order in 1/N
+    as `theory.spectral_norm_mean` says.
 """
 
 import argparse
@@ -88,11 +88,9 @@ def mean_scale(spec):
 
 def first_order(spec):
     """The error of beta_{2,2}, to first order in 1/N."""
-    n, K, N, L = spec.input_dim - 1, spec.output_dim, spec.width, spec.depth
-    alike = 1 / (1 / n + (2 * L + 1) / N)  # n'
-    below = max(1, int(alike))
-    low, high, beta = (mf.theory.operator_norm_coefficient(2, 2, m, K, "sharp") for m in (below, below + 1, n))
-    return (low + (alike - below) * (high - low)) / beta * (1 - L / (8 * N)) - 1
+    across = spec.replace(input_dim=spec.input_dim - 1)
+    beta = mf.theory.operator_norm_coefficient(2, 2, across.input_dim, across.output_dim, "sharp")
+    return mf.theory.spectral_norm_mean(across) / beta - 1
 
 
 def points(spec, frobenius, norms):

@@ -195,8 +195,8 @@ def _check_eps(eps: ArrayLike, dtype: Any, points: list[int]) -> Array:
     kind = getattr(eps, "dtype", None)  # a Python integer has none, and is a size
     if kind is not None and not jnp.issubdtype(kind, jnp.floating):
         raise ValueError(f"eps: expected a floating-point number, got {kind} (there are no labels)")
-    real = known is None or jnp.issubdtype(known.dtype, jnp.number)
-    if not real or (known is not None and not all(representable(each, dtype) for each in known.ravel())):
+    real = known is None or jnp.issubdtype(known.dtype, jnp.floating) or jnp.issubdtype(known.dtype, jnp.integer)
+    if not real or (known is not None and not all(representable(float(each), dtype) for each in known.ravel())):
         raise ValueError(f"eps: expected a finite number >= 0 in {jnp.dtype(dtype).name}, got {eps!r}")
     return jnp.broadcast_to(jnp.asarray(eps, dtype), points)
 

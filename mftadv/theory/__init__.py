@@ -15,6 +15,7 @@ from mftadv.theory._bound import adversarial_loss_bound, finite_width_bound, wid
 from mftadv.theory._correlation import gate_correlation, jacobian_correlation, kappa, one_step_loss
 from mftadv.theory._evolution import weight_variance, weight_variance_rate
 from mftadv.theory._kernel import adversarial_loss_decay_rate, validity_horizon
+from mftadv.theory._spectral import spectral_norm_mean
 from mftadv.theory._trainability import max_trainable_depth
 from mftadv.theory._capacity import fisher_rao_norm
 
@@ -40,6 +41,7 @@ __all__ = [
     "propagation_factor",
     "residual_law",
     "shift_variance",
+    "spectral_norm_mean",
     "validity_horizon",
     "weight_variance",
     "weight_variance_rate",

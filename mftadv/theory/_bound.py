@@ -14,7 +14,7 @@ from mftadv.theory._coefficients import (
     operator_norm_deviation,
 )
 from mftadv.theory._gaussian_norms import expected_norm
-from mftadv.theory._laws import Scalar, check_size, log_finite_width_factor, propagation_factor
+from mftadv.theory._laws import Scalar, check_size, compiled, log_finite_width_factor, propagation_factor
 
 _BOUNDS = ("chevet", "sharp")
 
@@ -24,7 +24,8 @@ def width_quantile(spec: NetworkSpec, probability: float) -> Scalar:
 
     J = A G omega^{L/2}, with A [K, K] the product of the layers as seen from the outputs and G Gaussian. K = 1: the
     quantile of the scalar A, exp(-w/4 + sqrt(w) z/2) with w = ln finite_width_factor and z the normal quantile. K > 1:
-    an upper bound on the quantile of A's largest singular value, as `adversarial_loss_bound` derives it.
+    an upper bound on the quantile of A's largest singular value, as `adversarial_loss_bound` derives it; below a
+    probability of 1/2, where that derivation fails, the bound at 1/2.
 
     Args:
         spec: the law of the network, "vanilla" or "signed".
@@ -38,21 +39,34 @@ def width_quantile(spec: NetworkSpec, probability: float) -> Scalar:
 
     Source: ours; see `adversarial_loss_bound`.
     """
-    check_confidence(probability)
-    mean, w = _log_square(spec)
-    return jnp.exp((mean + jnp.sqrt(w) * float(ndtri(probability))) / 2)
+    check_confidence(probability, "probability")
+    z = float(ndtri(probability))
+    # what bounds the quantiles of K > 1 bounds those from the median upwards, and so, at z = 0, the lower ones as well
+    return _quantile(log_finite_width_factor(spec), *_edge(spec), z if spec.output_dim == 1 else max(z, 0.0))
 
 
-def _log_square(spec: NetworkSpec) -> tuple[Scalar, Scalar]:
-    """The mean of ln |A|_2^2, or for K > 1 a bound on it, and its variance."""
-    w, k = log_finite_width_factor(spec), spec.output_dim
-    mean = -w / 2
-    if k > 1:
-        edge, growth = 2 * expected_norm(k - 1, 2.0), k * w / 12
-        # the second is the greater well before its exponential is cut off
-        repelled = edge * jnp.sqrt(6 / k * jnp.expm1(jnp.minimum(growth, 3.0))) - (k - 1) * w / 4
-        mean += jnp.minimum(edge * jnp.sqrt(w / 2), jnp.where(growth < 3, repelled, jnp.inf))
-    return mean, w
+def _edge(spec: NetworkSpec) -> tuple[float, float]:
+    """K, and e as in `adversarial_loss_bound`."""
+    k = spec.output_dim
+    return float(k), 2 * expected_norm(k - 1, 2.0) if k > 1 else 0.0
+
+
+def _mean_log_square(w: Scalar, k: ArrayLike, edge: ArrayLike) -> Scalar:
+    """The mean of ln |A|_2^2, or for K > 1 a bound on it; its variance is w."""
+    growth = k * w / 12
+    # the second is the greater well before its exponential is cut off
+    repelled = edge * jnp.sqrt(6 / k * jnp.expm1(jnp.minimum(growth, 3.0))) - (k - 1) * w / 4
+    return jnp.minimum(edge * jnp.sqrt(w / 2), jnp.where(growth < 3, repelled, jnp.inf)) - w / 2
+
+
+@compiled()
+def _quantile(w: Scalar, k: ArrayLike, edge: ArrayLike, z: ArrayLike) -> Scalar:
+    return jnp.exp((_mean_log_square(w, k, edge) + jnp.sqrt(w) * z) / 2)
+
+
+@compiled()
+def _mean(w: Scalar, k: ArrayLike, edge: ArrayLike) -> Scalar:
+    return jnp.minimum(jnp.exp(_mean_log_square(w, k, edge) / 2 + w / 8), jnp.sqrt(k))
 
 
 def width_mean(spec: NetworkSpec) -> Scalar:
@@ -73,8 +87,7 @@ def width_mean(spec: NetworkSpec) -> Scalar:
     sqrt(w), so that E|A|_2 is at most that of a log-normal variable; and |A|_2 is at most |A|_F, of mean square K at
     every width.
     """
-    mean, w = _log_square(spec)
-    return jnp.minimum(jnp.exp(mean / 2 + w / 8), math.sqrt(spec.output_dim))
+    return _mean(log_finite_width_factor(spec), *_edge(spec))
 
 
 def finite_width_bound(spec: NetworkSpec, eps: ArrayLike, p: float, q: float) -> Scalar:
@@ -103,26 +116,34 @@ def finite_width_bound(spec: NetworkSpec, eps: ArrayLike, p: float, q: float) ->
     it reads, of mean square 1, so that E|A g_K|_q <= E|g_K|_q; and |A|_{2->q} <= R_q*(K) |A|_2. For q = inf it is the
     longest row of A, at most (sum_i |a_i|^r)^(1/r) for r >= 1, of rows that are log-normal to leading order in 1/N.
     """
-    spread, k = width_mean(spec), spec.output_dim
     by_outputs, by_inputs = chevet_terms(
         check_exponent("p", p), check_exponent("q", q), spec.input_dim, spec.output_dim
     )
-    if q == math.inf and k > 1:
-        w = log_finite_width_factor(spec)
-        r = jnp.maximum(jnp.sqrt(8 * math.log(k) / w), 1.0)
-        spread = jnp.minimum(spread, jnp.exp(math.log(k) / r - w / 4 + r * w / 8))
+    spread = width_mean(spec)
+    if q == math.inf and spec.output_dim > 1:
+        spread = jnp.minimum(spread, _longest_row(log_finite_width_factor(spec), math.log(spec.output_dim)))
     return _grown(check_size("eps", eps) * (by_outputs + jnp.maximum(spread, 1.0) * by_inputs), spec)
+
+
+@compiled()
+def _longest_row(w: Scalar, log_outputs: ArrayLike) -> Scalar:
+    r = jnp.maximum(jnp.sqrt(8 * log_outputs / w), 1.0)
+    return jnp.exp(log_outputs / r - w / 4 + r * w / 8)
 
 
 def _grown(scale: Scalar, spec: NetworkSpec) -> Scalar:
     """Scale omega^(L/2), finite wherever the product is."""
-    omega = propagation_factor(spec)
-    dead = omega == 0
-    log_root = spec.depth / 4 * jnp.log(jnp.where(dead, 1.0, omega))
-    lost = (scale == 0) & (log_root > jnp.log(jnp.finfo(log_root.dtype).max))
+    return _grow(scale, propagation_factor(spec), spec.depth / 2)
+
+
+@compiled()
+def _grow(scale: Scalar, omega: Scalar, exponent: ArrayLike) -> Scalar:
+    dead, largest = omega == 0, jnp.finfo(omega.dtype).max
+    log_root = exponent / 2 * jnp.log(jnp.where(dead, 1.0, omega))
+    lost = (scale == 0) & (log_root > jnp.log(largest))
     root = jnp.exp(jnp.where(lost, 0.0, log_root))
     # ln omega has no derivative at omega = 0, its power has
-    return scale * jnp.where(dead, omega, 1.0) ** (spec.depth / 2) * root * root
+    return jnp.minimum(scale, largest) * jnp.where(dead, omega, 1.0) ** jnp.asarray(exponent, omega.dtype) * root * root
 
 
 def adversarial_loss_bound(

@@ -4,9 +4,10 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike
 
 from mftadv.spec import NetworkSpec
-from mftadv.theory._laws import Scalar, bias_series, branch_share, propagation_factor, scaled_power
+from mftadv.theory._laws import Scalar, bias_series, branch_share, compiled, propagation_factor, scaled_power
 
 
+@compiled("biases")
 def fisher_rao_norm(
     spec: NetworkSpec,
     input_norm_squared: ArrayLike,
@@ -39,15 +40,20 @@ def fisher_rao_norm(
     Raises:
         ValueError: `spec.block` is "residual".
 
-    Source: ours, after Kumano et al. 2023, section on capacity (the norm, and that it falls). Exact at every width.
+    Source: ours, after Kumano et al. 2023, section on capacity (the norm, and that it falls). Exact at every width and
+    input x != 0.
     """
     if spec.block == "residual":
-        raise ValueError("block: expected vanilla or signed (no law is known elsewhere), got 'residual'")
+        raise ValueError(
+            "block: expected vanilla or signed (skip and branch are correlated elsewhere; block='signed' has the same "
+            "omega), got 'residual'"
+        )
     share, cotangent = branch_share(spec), jnp.asarray(cotangent_norm_squared, dtype=float)
 
     def paths(blocks, start):
-        return cotangent * ((blocks * share + start) ** 2 + blocks * share * (1 - share))
+        return (blocks * share + start) ** 2 + blocks * share * (1 - share)
 
     signal = jnp.asarray(input_norm_squared, dtype=float) / spec.input_dim * paths(spec.depth, 0)
     noise = bias_series(spec, paths(jnp.arange(spec.depth, dtype=float), int(biases)))
-    return scaled_power(signal, propagation_factor(spec), spec.depth) + noise
+    total = scaled_power(signal, propagation_factor(spec), spec.depth) + noise
+    return scaled_power(cotangent, total, 1)

@@ -113,10 +113,10 @@ def operator_norm_deviation(p: float, q: float, input_dim: int, output_dim: int,
     return lipschitz * math.sqrt(-2 * math.log1p(-confidence) / d)
 
 
-def check_confidence(confidence: float) -> None:
+def check_confidence(confidence: float, name: str = "confidence") -> None:
     """Raise ValueError unless `confidence` is a probability strictly between 0 and 1."""
     if not isinstance(confidence, numbers.Real) or not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number in (0, 1), got {confidence!r}")
+        raise ValueError(f"{name}: expected a number in (0, 1), got {confidence!r}")
 
 
 def _norm_bound(n: int, r: float) -> float:

@@ -10,7 +10,7 @@ from scipy.special import ndtri
 
 from mftadv.spec import NetworkSpec, dual_exponent
 from mftadv.theory._coefficients import operator_norm_coefficient
-from mftadv.theory._laws import Scalar, alpha, branch_share, leaves, propagation_factor, scaled_power
+from mftadv.theory._laws import Scalar, alpha, branch_share, compiled, leaves, propagation_factor, scaled_power
 
 # x^3 times this polynomial in x^2 is sin x - x cos x, to double precision for |x| < 1/2
 _ARC_SERIES = tuple((-1) ** (n + 1) * 2 * n / float(np.prod(np.arange(2.0, 2 * n + 2))) for n in range(7, 0, -1))
@@ -50,6 +50,11 @@ def kappa(spec: NetworkSpec, c: ArrayLike) -> Scalar:
     Source: ours; the arc-cosine kernel of degree one for u = 1, v = 0.
     """
     _, _, u, v = leaves(spec)
+    return _second_moment(u, v, c)
+
+
+@compiled()
+def _second_moment(u: Scalar, v: Scalar, c: ArrayLike) -> Scalar:
     c = jnp.asarray(c, dtype=float)
     return (u - v) ** 2 / (2 * jnp.pi) * _arc_moment(c) + u * v * c
 
@@ -63,16 +68,18 @@ def gate_correlation(spec: NetworkSpec, c: ArrayLike) -> Scalar:
 
     Source: ours; the arc-cosine kernel of degree zero for u = 1, v = 0.
     """
-    c = jnp.asarray(c, dtype=float)
-    return _gate(spec, _angle(c), _angle(-c))
-
-
-def _gate(spec: NetworkSpec, angle: Array, supplement: Array) -> Array:
     _, _, u, v = leaves(spec)
-    return (alpha(spec) * supplement + u * v * angle) / jnp.pi
+    return _gate_moment(u, v, c)
 
 
-NormsSquared = tuple[ArrayLike | None, ArrayLike | None]
+@compiled()
+def _gate_moment(u: Scalar, v: Scalar, c: ArrayLike) -> Scalar:
+    c = jnp.asarray(c, dtype=float)
+    return _gate(u, v, _angle(c), _angle(-c))
+
+
+def _gate(u: Scalar, v: Scalar, angle: Array, supplement: Array) -> Array:
+    return ((u**2 + v**2) / 2 * supplement + u * v * angle) / jnp.pi
 
 
 class CorrelationPath(NamedTuple):
@@ -83,8 +90,9 @@ class CorrelationPath(NamedTuple):
     product: Float[Array, " L *leaves"]  # (e + s g(cos theta_1)) ... (e + s g(cos theta_l)), e = 1 with a shortcut
 
 
+@compiled()
 def correlation_path(
-    spec: NetworkSpec, angle: ArrayLike, input_norm_squared: NormsSquared = (None, None)
+    spec: NetworkSpec, angle: ArrayLike, norms: tuple[ArrayLike | None, ArrayLike | None] = (None, None)
 ) -> CorrelationPath:
     """The correlation of two inputs followed through the layers.
 
@@ -97,13 +105,14 @@ def correlation_path(
     from w = |x|^2 / d, k = x.x' / d and m = 0. For "vanilla" without bias this is c <- kappa(c) / alpha, so theta_1
     is the angle of the inputs and theta_l that of the hidden layers h_{l-1}.
 
-    The map is carried in lengths and in 1 - k / sqrt(w w'), by sums of non-negative terms, so that a small angle
-    loses no more than the rounding of the two lengths, and in units that follow the lengths, so that none overflows.
+    The map is followed for 1 - k / sqrt(w w'), and for means and biases in units of sqrt(w) and sqrt(w') of the layer,
+    by sums of non-negative terms: a small angle loses no more than the rounding of the two lengths, and nothing
+    overflows, whatever the lengths.
 
     Args:
         spec: the law of the network.
         angle: the angle between the two inputs in radians, in [0, pi]; a small one need not survive a cosine.
-        input_norm_squared: (|x|^2, |x'|^2); None stands for d.
+        norms: (|x|, |x'|); None stands for sqrt(d).
 
     Returns:
         Arrays with a leading layer axis. Derivatives at angle 0, where g has its cusp, take the angle as constant.
@@ -114,25 +123,26 @@ def correlation_path(
     mean_slope = (u - v) / jnp.sqrt(2 * jnp.pi) if spec.block == "residual" else jnp.zeros_like(u)
     mean_square_slope, shortcut = alpha(spec), float(spec.has_shortcut)
     spread = mean_square_slope - mean_slope**2
+    root_spread = jnp.sqrt(spread)
     odd, even = (u - v) ** 2 / (2 * mean_square_slope), (u + v) ** 2 / (2 * mean_square_slope)
-    # where an input or a layer vanishes, floors too low to matter elsewhere keep the limit of the angle defined
-    floor = jnp.finfo(s.dtype).eps ** 2
-    gain = jnp.maximum(s, floor)
+    # where an input or the weights vanish, floors too low to matter elsewhere keep the limit of the angle defined
+    floor, tiny = float(jnp.finfo(s.dtype).eps) ** 2, float(jnp.finfo(s.dtype).tiny)
+    gain, shortest = jnp.maximum(s, floor), jnp.maximum(floor, tiny**0.5 * b2)
 
     def layer(state, _):
-        # p, q: standard deviations of a hidden coordinate; m, n: its means; defect, sine: of the angle between
-        p, q, m, n, defect, sine, bias, product = state
-        unit = jax.lax.stop_gradient(jnp.maximum(jnp.maximum(p, q), jnp.sqrt(bias)))
-        p, q, m, n, bias = p / unit, q / unit, m / unit, n / unit, bias / unit**2
-
-        parallel = gain * (p * q * (1 - defect) + m * n) + bias
-        # Lagrange's identity: V V' - parallel^2 as a sum of squares, with p n - m q exactly 0 for equal norms
+        # m, n: means in units of the standard deviations sqrt(w), sqrt(w'), of ratio `ratio`; bias, other_bias, cross:
+        # b2 / w, b2 / w' and b2 / sqrt(w w'); defect, sine: of the angle between the two hidden layers
+        m, n, bias, other_bias, cross, ratio, defect, sine, product = state
+        a, b = jnp.sqrt(gain * (1 + m**2) + bias), jnp.sqrt(gain * (1 + n**2) + other_bias)
+        signal, noise, root = gain / a / b, cross / a / b, jnp.sqrt(ratio)
+        parallel = signal * (1 - defect + m * n) + noise
+        # Lagrange's identity: 1 - parallel^2 as a sum of squares, exactly 0 where the inputs are equal
         transverse = _root(
-            gain**2 * ((p * q * sine) ** 2 + (p * (n - m) - m * (q - p)) ** 2 + 2 * p * q * m * n * defect)
-            + gain * bias * ((p - q) ** 2 + 2 * p * q * defect + (m - n) ** 2)
+            signal**2 * (sine**2 + (n - m) ** 2 + 2 * m * n * defect)
+            + signal * noise * ((root - 1 / root) ** 2 + 2 * defect + (m * root - n / root) ** 2)
         )
         theta, supplement = jnp.arctan2(transverse, parallel), jnp.arctan2(transverse, -parallel)
-        gate = _gate(spec, theta, supplement)
+        gate = _gate(u, v, theta, supplement)
         # 1 - kappa(cos theta) / alpha, from the nearer end
         branch_defect = jnp.where(
             theta < jnp.pi / 2,
@@ -140,25 +150,30 @@ def correlation_path(
             even + (odd - 1) * 2 * jnp.sin(supplement / 2) ** 2 - odd / jnp.pi * _sine_excess(supplement),
         )
 
-        a, b = jnp.sqrt(gain * (p**2 + m**2) + bias), jnp.sqrt(gain * (q**2 + n**2) + bias)
-        p_next, q_next = jnp.sqrt(shortcut * p**2 + spread * a**2), jnp.sqrt(shortcut * q**2 + spread * b**2)
-        misaligned = (p * (b - a) - a * (q - p)) ** 2 / (p_next * q_next + shortcut * p * q + spread * a * b)
-        defect = shortcut * (p * q * defect + spread * misaligned) + mean_square_slope * a * b * branch_defect
-        defect = jnp.clip(defect / (p_next * q_next), 0.0, 2.0)
+        growth, other_growth = jnp.hypot(shortcut, root_spread * a), jnp.hypot(shortcut, root_spread * b)
+        skip, branch = shortcut / growth / other_growth, (a / growth) * (b / other_growth)
+        misaligned = (b - a) ** 2 / growth / other_growth / (1 + skip + spread * branch)
+        defect = skip * (defect + spread * misaligned) + mean_square_slope * branch * branch_defect
+        defect = jnp.clip(defect, 0.0, 2.0)
         sine, product = _root(defect * (2 - defect)), product * (shortcut + s * gate)
-        state = p_next, q_next, m + mean_slope * a, n + mean_slope * b, defect, sine, bias, product
+        m, n, ratio = (m + mean_slope * a) / growth, (n + mean_slope * b) / other_growth, ratio * growth / other_growth
+        bias, other_bias, cross = bias / growth**2, other_bias / other_growth**2, cross / growth / other_growth
+        state = m, n, bias, other_bias, cross, ratio, defect, sine, product
         return state, CorrelationPath(theta, gate, product)
 
-    norms = (spec.input_dim if n is None else n for n in input_norm_squared)
-    p, q = (jnp.sqrt(jnp.maximum(jnp.asarray(n, dtype=float) / spec.input_dim, floor)) for n in norms)
-    p, q, angle, bias, *_ = jnp.broadcast_arrays(p, q, jnp.asarray(angle, dtype=float), b2, s, u, v)
+    lengths = ((1.0 if norm is None else norm / jnp.sqrt(spec.input_dim)) for norm in norms)
+    p, q = (jnp.maximum(jnp.asarray(length, dtype=float), jnp.sqrt(shortest)) for length in lengths)
+    p, q, angle, b2, *_ = jnp.broadcast_arrays(p, q, jnp.asarray(angle, dtype=float), b2, s, u, v)
     zero = jnp.zeros_like(p)
-    start = (p, q, zero, zero, 2 * jnp.sin(angle / 2) ** 2, jnp.sin(angle), bias, zero + 1)
-    return jax.lax.scan(layer, start, length=spec.depth)[1]
+    state = zero, zero, b2 / p / p, b2 / q / q, b2 / p / q, p / q, 2 * jnp.sin(angle / 2) ** 2, jnp.sin(angle), zero + 1
+    return jax.lax.scan(layer, state, length=spec.depth)[1]
 
 
+@compiled()
 def jacobian_correlation(
-    spec: NetworkSpec, cosine: ArrayLike, input_norm_squared: NormsSquared = (None, None)
+    spec: NetworkSpec,
+    cosine: ArrayLike,
+    input_norm_squared: tuple[ArrayLike | None, ArrayLike | None] = (None, None),
 ) -> Scalar:
     """How much of the Jacobian at one input is found again at another, over networks.
 
@@ -178,7 +193,8 @@ def jacobian_correlation(
 
     Source: ours, in the limit of infinite width; at finite width allow about 20/N, relative.
     """
-    return correlation_path(spec, _angle(jnp.asarray(cosine, dtype=float)), input_norm_squared).product[-1]
+    first, second = (None if norm is None else _root(jnp.asarray(norm, dtype=float)) for norm in input_norm_squared)
+    return correlation_path(spec, _angle(jnp.asarray(cosine, dtype=float)), (first, second)).product[-1]
 
 
 def _best_perturbation_length(p: float, dim: int) -> float:
@@ -228,8 +244,14 @@ def one_step_loss(spec: NetworkSpec, eps: ArrayLike, input_norm: ArrayLike, p: f
     if spec.block == "residual":
         raise ValueError("block: expected vanilla or signed (J is not isotropic elsewhere), got 'residual'")
     beta = operator_norm_coefficient(p, q, spec.input_dim, spec.output_dim, kind="sharp")
+    return _one_step(spec, eps, input_norm, beta, _best_perturbation_length(p, spec.input_dim))
+
+
+@compiled()
+def _one_step(spec: NetworkSpec, eps: ArrayLike, input_norm: ArrayLike, beta: ArrayLike, length: ArrayLike) -> Scalar:
+    """The loss, from beta and the `length` |eta|_2 of an |eta|_p = 1."""
     eps, input_norm = jnp.asarray(eps, dtype=float), jnp.asarray(input_norm, dtype=float)
-    length = eps * _best_perturbation_length(p, spec.input_dim)
-    path = correlation_path(spec, jnp.arctan2(length, input_norm), (input_norm**2, input_norm**2 + length**2))
-    kept = jnp.prod(1 - branch_share(spec) * (1 - path.gate / alpha(spec)), axis=0)
-    return scaled_power(eps * beta * kept, propagation_factor(spec), spec.depth / 2)
+    length = eps * length
+    path = correlation_path(spec, jnp.arctan2(length, input_norm), (input_norm, jnp.hypot(input_norm, length)))
+    remaining = jnp.prod(1 - branch_share(spec) * (1 - path.gate / alpha(spec)), axis=0)
+    return scaled_power(eps * beta * remaining, propagation_factor(spec), spec.depth / 2)

@@ -23,6 +23,7 @@ from mftadv.theory._laws import (
     alpha,
     branch_gain,
     check_size,
+    compiled,
     leaves,
     propagation_factor,
     saturation,
@@ -37,27 +38,34 @@ _OFFSETS = (np.arange(_PANELS)[:, None] + (_ABSCISSAE + 1) / 2).ravel()
 _NEWTON_STEPS = 8
 
 
+def _loss_share(spec: NetworkSpec, eps: ArrayLike, p: float, q: float, kind: str) -> Scalar:
+    """2 eps beta_{p,q} / N."""
+    beta = operator_norm_coefficient(p, q, spec.input_dim, spec.output_dim, kind=kind)
+    return check_size("eps", eps) * (2 * beta / spec.width)
+
+
 def decay_constant(spec: NetworkSpec, eps: ArrayLike, p: float, q: float, kind: str) -> Scalar:
     """Kappa = 2 eps beta_{p,q} alpha / N, the rate of ln s where omega = 1."""
-    beta = operator_norm_coefficient(p, q, spec.input_dim, spec.output_dim, kind=kind)
-    return check_size("eps", eps) * (2 * beta / spec.width) * alpha(spec)
+    return _loss_share(spec, eps, p, q, kind) * alpha(spec)
 
 
-def vanilla_log_gain(log_gain: Any, elapsed: Any, depth: int, xp: Any = jnp) -> Any:
-    """The root y of e^{-m y} = e^{-m y_0} + m elapsed; -inf once a single layer is extinct."""
-    m = depth / 2 - 1
-    if depth == 1:
+def vanilla_log_gain(log_gain: Any, elapsed: Any, m: Any, layers: int, xp: Any = jnp) -> Any:
+    """The root y of e^{-m y} = e^{-m y_0} + m elapsed; -inf once a single layer is extinct.
+
+    `layers` is the depth, 3 standing for all greater ones: these share one program, in which m is traced.
+    """
+    if layers == 1:
         return 2 * xp.log(xp.maximum(xp.exp(log_gain / 2) - elapsed / 2, 0.0))
-    if depth == 2:
+    if layers == 2:
         return log_gain - elapsed
-    return -xp.logaddexp(-m * log_gain, xp.log(m * elapsed)) / m
+    return -xp.logaddexp(-m * log_gain, xp.log(m) + xp.log(elapsed)) / m
 
 
 def _inverse_softplus(x: Scalar) -> Scalar:
     return x + jnp.log(-jnp.expm1(-x))
 
 
-def _log_density(v: Scalar, m: float) -> Scalar:
+def _log_density(v: Scalar, m: Scalar) -> Scalar:
     """Ln of omega^{-m} dy/dv = e^{-z} (1 - e^{-z}) / (m (1 - e^{-z/m})), z = m ln omega = softplus(v); 0 at v = -inf.
 
     v is linear in y where m A is small and in m ln omega beyond, and no singularity comes nearer than pi to the real
@@ -67,7 +75,7 @@ def _log_density(v: Scalar, m: float) -> Scalar:
     return -power + jnp.log(jnp.expm1(-power) / jnp.expm1(-power / m) / m)
 
 
-def _log_age(v: Scalar, m: float) -> Scalar:
+def _log_age(v: Scalar, m: Scalar) -> Scalar:
     """Ln of the integral of omega^{-m} dy from v to infinity: the elapsed time since an infinite variance."""
     start = jnp.maximum(v, -_REACH)
     panel = (jnp.maximum(start, 0.0) + _REACH - start) / _PANELS
@@ -86,7 +94,7 @@ def _straighten(log_age: Scalar) -> tuple[Scalar, Scalar]:
     return log_age + age + jnp.log(ratio), 1 / ratio
 
 
-def _deep_shortcut(log_gain: Scalar, elapsed: Scalar, m: float) -> Scalar:
+def _deep_shortcut(log_gain: Scalar, elapsed: Scalar, m: Scalar) -> Scalar:
     """The root y of age(y) = age(y_0) + elapsed for m > 0, by Newton's method in v (5 steps reach rounding)."""
     initial = _inverse_softplus(m * jax.nn.softplus(log_gain))
     target, _ = _straighten(jnp.logaddexp(_log_age(initial, m), jnp.log(elapsed)))
@@ -118,22 +126,38 @@ def _single_shortcut(log_gain: Scalar, elapsed: Scalar) -> Scalar:
     return jax.lax.fori_loop(0, _NEWTON_STEPS, newton_step, jnp.minimum(log_gain, jnp.log(above**2 - 1)))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _log_gain(log_gain: Scalar, elapsed: Scalar, depth: int, shortcut: bool) -> Scalar:
+@partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _log_gain(log_gain: Scalar, elapsed: Scalar, m: Scalar, layers: int, shortcut: bool) -> Scalar:
     """Y after the elapsed time, from y_0."""
-    if not shortcut or depth == 2:
-        return vanilla_log_gain(log_gain, elapsed, depth)
-    return _single_shortcut(log_gain, elapsed) if depth == 1 else _deep_shortcut(log_gain, elapsed, depth / 2 - 1)
+    if not shortcut or layers == 2:
+        return vanilla_log_gain(log_gain, elapsed, m, layers)
+    return _single_shortcut(log_gain, elapsed) if layers == 1 else _deep_shortcut(log_gain, elapsed, m)
 
 
 @_log_gain.defjvp
-def _log_gain_jvp(depth, shortcut, primals, tangents):
+def _log_gain_jvp(layers, shortcut, primals, tangents):
     """Dy = (omega / omega_0)^m dy_0 - omega^m d elapsed, by the flow itself: no root is differentiated."""
-    final = _log_gain(*primals, depth, shortcut)
-    powers = [(depth / 2 - 1) * (jax.nn.softplus(y) if shortcut else y) for y in (final, primals[0])]
+    final, m = _log_gain(*primals, layers, shortcut), primals[2]
+    powers = [m * (jax.nn.softplus(y) if shortcut else y) for y in (final, primals[0])]
     ceiling = math.log(saturation(final.dtype))
     from_start, from_elapsed = (jnp.exp(jnp.minimum(x, ceiling)) for x in (powers[0] - powers[1], powers[0]))
     return final, from_start * tangents[0] - from_elapsed * tangents[1]
+
+
+@compiled("layers", "shortcut")
+def _decayed(start: Scalar, mean_slope: Scalar, elapsed: Scalar, m: ArrayLike, layers: int, shortcut: bool) -> Scalar:
+    """s(t) from s_0, alpha and kappa t / alpha."""
+    gain = mean_slope * start
+    positive, limits = gain > 0, jnp.finfo(gain.dtype)
+    # any gain far below 1 / L has the limit of a vanishing one
+    log_gain = jnp.log(jnp.where(positive, gain, float(limits.tiny) ** 0.5))
+    elapsed *= mean_slope
+    # a shortcut has nothing left by then
+    counted = jnp.minimum(elapsed, saturation(gain.dtype) if shortcut else limits.max)
+    flow = jnp.vectorize(partial(_log_gain, layers=layers, shortcut=shortcut))
+    final = flow(log_gain, counted, jnp.asarray(m, gain.dtype))
+    variance = jnp.where(positive, jnp.exp(final) / mean_slope, start * jnp.exp(final - log_gain))
+    return jnp.where(jnp.isinf(elapsed), 0.0, variance)
 
 
 def weight_variance(
@@ -148,11 +172,13 @@ def weight_variance(
                            s_0 max(0, 1 - kappa t / (2 sqrt(omega_0)))^2      L = 1
         residual, signed   the root s of  kappa t = int_{ln alpha s}^{ln alpha s_0} (1 + e^y)^{-m} dy
 
-    Derivatives in t, eps and the leaves of `spec` are exact; where omega_0^m overflows they saturate.
+    Derivatives in t, eps and the leaves of `spec` are exact; where omega_0^m overflows they saturate. Where kappa t
+    overflows, s(t) is its limit 0.
 
     Args:
         spec: the initial law; every leaf is traced.
-        t: the training time t >= 0 (learning rate times steps), traced; it broadcasts against the leaves.
+        t: the training time t >= 0, traced: the learning rate times the number of steps of gradient descent on the
+            mean of the loss over the inputs (100 steps at .05: t = 5); it broadcasts against the leaves.
         eps: the radius of the attack, >= 0, traced.
         p: the norm of the attack, in [1, inf].
         q: the norm of the output, in [1, inf].
@@ -170,14 +196,9 @@ def weight_variance(
     adversarial direction and the loss falls much faster than omega^{L/2}, so that the variance decays less than
     this. `validity_horizon` says for how long it may be used.
     """
-    start, gain, mean_slope = leaves(spec)[0], branch_gain(spec), alpha(spec)
-    elapsed = decay_constant(spec, eps, p, q, kind) * check_size("t", t)
-    positive = gain > 0
-    # any gain far below 1 / L has the limit of a vanishing one
-    log_gain = jnp.log(jnp.where(positive, gain, float(jnp.finfo(gain.dtype).tiny) ** 0.5))
-    flow = jnp.vectorize(partial(_log_gain, depth=spec.depth, shortcut=spec.has_shortcut))
-    final = flow(log_gain, elapsed)
-    return jnp.where(positive, jnp.exp(final) / mean_slope, start * jnp.exp(final - log_gain))
+    elapsed = _loss_share(spec, eps, p, q, kind) * check_size("t", t)
+    shape = spec.depth / 2 - 1, min(spec.depth, 3), spec.has_shortcut
+    return _decayed(leaves(spec)[0], alpha(spec), elapsed, *shape)
 
 
 def weight_variance_rate(spec: NetworkSpec, eps: ArrayLike, p: float, q: float, kind: str = "chevet") -> Scalar:
@@ -203,7 +224,7 @@ def weight_variance_rate(spec: NetworkSpec, eps: ArrayLike, p: float, q: float, 
     are of degree one in each W_l without bias, so d|W_l|_F^2 / dt = -2 L_adv for "vanilla" at any width (flow on L_adv
     alone); the branch carries the mean share r of it for a shortcut, at infinite width.
     """
-    kappa, omega = decay_constant(spec, eps, p, q, kind), propagation_factor(spec)
+    share, omega = _loss_share(spec, eps, p, q, kind), propagation_factor(spec)
     if not spec.has_shortcut:
-        return -scaled_power(kappa / alpha(spec), omega, spec.depth / 2)
-    return -scaled_power(kappa * leaves(spec)[0], omega, spec.depth / 2 - 1)
+        return -scaled_power(share, omega, spec.depth / 2)
+    return -scaled_power(share * branch_gain(spec), omega, spec.depth / 2 - 1)

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from mftadv.spec import NetworkSpec
-from mftadv.theory._laws import Scalar, alpha, finite_width_factor, leaves
+from mftadv.theory._laws import Scalar, alpha, branch_gain, branch_share, compiled, leaves, width_excess
 
 
+@compiled()
 def jacobian_shift_square_correlation(spec: NetworkSpec) -> Scalar:
     """The correlation of J_ij^2 with a_i^2 over networks, at finite width.
 
@@ -16,7 +17,7 @@ def jacobian_shift_square_correlation(spec: NetworkSpec) -> Scalar:
 
         corr = (p + 2 q/N - 1) / sqrt((3 F - 1) (3 r - 1)),  F = finite_width_factor.
 
-    It depends neither on b2 > 0, which only scales a, nor on x or d, and falls as 1/N.
+    It depends neither on b2 > 0, which only scales a, nor on x or d, and falls as 1/N. Where J = 0 it is a limit.
 
     Args:
         spec: the law, with bias_variance > 0.
@@ -27,37 +28,32 @@ def jacobian_shift_square_correlation(spec: NetworkSpec) -> Scalar:
     Raises:
         ValueError: `spec.block` is "residual", where J and a are correlated themselves: see `residual_law`.
 
-    Source: ours, exact at every width, input and slope: flipping the sign of a row (w_i, b_i) makes the gates fair
-    coins independent of all even products of the two parts.
+    Source: ours, exact at every width, slope and input x != 0: flipping the sign of a row (w_i, b_i) makes the gates
+    fair coins independent of all even products of the two parts.
     """
-    factor = finite_width_factor(spec)
-    s, _, u, v = leaves(spec)
-    N, a = spec.width, alpha(spec)
-    fourth, square = (u**4 + v**4) / 2, a**2
-    own = fourth / N + (1 - 1 / N) * square
-    gain = a * s
-    e = 1 if spec.has_shortcut else 0
-    omega = e + gain
+    N, factor = spec.width, 1 + width_excess(spec) / spec.width
+    _, _, u, v = leaves(spec)
+    fourth = (u**4 + v**4) / 2 / alpha(spec) ** 2
+    gain, share, e = branch_gain(spec), branch_share(spec), float(spec.has_shortcut)
+    own, quartic = 1 + (fourth - 1) / N, 1 + (3 * fourth - 1) / N
 
     def layer(_, state):
-        p, q, r, y = state  # y = b2 N / E|c|^2
-        growth = e + a * (s + y)
-        product, overlap, quartic = s * s * p + s * y, s * s * q / N, s * s * r + 2 * s * y + y * y
+        # p and q in units of sqrt(F r), so that none overflows; tail = 1/r, base = 1/sqrt(F r), y = alpha b2 N / E|c|^2
+        p, q, tail, base, y = state
+        growth = e + gain + y
+        branch, bias, skip = gain / growth, y / growth, e / growth
+        product, overlap, cross = share * (branch * p + bias * base), share * branch * q / N, share * skip
         p_next = own * product + 2 * fourth / N * overlap
-        q_next = fourth * (product + 2 * overlap) + (N - 1) * square * overlap
-        r_next = (3 * fourth / N + (1 - 1 / N) * square) * quartic
-        if e:
-            p_next += p + 2 * gain * p + a * y + 4 * gain * q / N**2
-            q_next += q + a * (2 * s * p + y + 2 * s * q / N) + 2 * gain * q
-            r_next += r + (2 + 4 / N) * (gain * r + a * y)
-        return p_next / (omega * growth), q_next / (omega * growth), r_next / growth**2, y / growth
+        p_next += (1 - share) * (skip * p + bias * base) + cross * (2 * p + 4 * q / N**2)
+        q_next = fourth * (product + 2 * overlap) + (N - 1) * overlap
+        q_next += (1 - share) * (skip * q + bias * base) + 2 * cross * (p + q / N + q)
+        r_next = quartic * (branch**2 + (2 * branch * bias + bias**2) * tail)
+        r_next += skip**2 + (2 + 4 / N) * skip * (branch + bias * tail)
+        unit = jnp.sqrt(factor * r_next)
+        return p_next / unit, q_next / unit, tail / r_next, base / unit, bias
 
     # the first bias stands alone: E|c|^2 = N alpha b2
-    first = (
-        (own * s + e * a) / (omega * a),
-        (fourth * s + e * a) / (omega * a),
-        (3 * fourth / N + (1 - 1 / N) * square) / square,
-        1 / a,
-    )
-    p, q, r, _ = jax.lax.fori_loop(0, spec.depth - 1, layer, tuple(jnp.broadcast_arrays(*first)))
-    return (p + 2 * q / N - 1) / jnp.sqrt((3 * factor - 1) * (3 * r - 1))
+    unit = jnp.sqrt(factor * quartic)
+    first = (own * share + 1 - share) / unit, (fourth * share + 1 - share) / unit, 1 / quartic, 1 / unit, 1.0
+    p, q, tail, base, _ = jax.lax.fori_loop(0, spec.depth - 1, layer, tuple(jnp.broadcast_arrays(*first, gain)[:5]))
+    return (p + 2 * q / N - base) / jnp.sqrt((3 * (1 + 2 / N) - factor**-spec.depth) * (3 - tail))

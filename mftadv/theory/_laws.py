@@ -1,7 +1,10 @@
 """Second and fourth moments of the linear representation f(x) = J(x) x + a(x)."""
 
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
@@ -9,9 +12,20 @@ from jaxtyping import Array, ArrayLike, Float
 from mftadv.spec import NetworkSpec, concrete
 
 Scalar = Float[Array, "..."]
+Leaves = tuple[Scalar, Scalar, Scalar, Scalar]
+
+_Formula = TypeVar("_Formula", bound=Callable)
 
 
-def leaves(spec: NetworkSpec) -> tuple[Scalar, Scalar, Scalar, Scalar]:
+def compiled(*static: str) -> Callable[[_Formula], _Formula]:
+    """Make one program of a formula, given the names of its static arguments.
+
+    Outside jit every operation would be compiled on its own at its first use, and every loop at every use.
+    """
+    return lambda formula: cast(_Formula, jax.jit(formula, static_argnames=static))
+
+
+def leaves(spec: NetworkSpec) -> Leaves:
     """The variances and slopes s, b2, u, v as arrays of the default float dtype."""
     values = spec.weight_variance, spec.bias_variance, spec.positive_slope, spec.negative_slope
     s, b2, u, v = (jnp.asarray(value, dtype=float) for value in values)
@@ -26,6 +40,11 @@ def alpha(spec: NetworkSpec) -> Scalar:
     Source: Kumano et al. 2023, section 3 (definition).
     """
     _, _, u, v = leaves(spec)
+    return _mean_square(u, v)
+
+
+@compiled()
+def _mean_square(u: Scalar, v: Scalar) -> Scalar:
     return (u**2 + v**2) / 2
 
 
@@ -74,30 +93,56 @@ def saturation(dtype: Any) -> float:
     return float(jnp.finfo(dtype).max) ** 0.75
 
 
-def scaled_power(scale: Scalar, base: Scalar, exponent: float) -> Scalar:
-    """Scale base^exponent, which is 0 for a scale of 0 even where the power overflows."""
+@compiled()
+def scaled_power(scale: Scalar, base: Scalar, exponent: ArrayLike) -> Scalar:
+    """Scale base^exponent, 0 where either factor is 0, even where the other overflows."""
+    exponent = jnp.asarray(exponent, base.dtype)
     lost = (scale == 0) & jnp.isinf(base**exponent)
     power = jnp.where(lost, 1.0, base) ** exponent
-    return scale * jnp.where(lost, saturation(power.dtype), power)
+    power = jnp.where(lost, saturation(power.dtype), power)
+    return jnp.where((power == 0) & jnp.isinf(scale), 0.0, scale) * power
+
+
+@compiled("signed")
+def _width_excess(leaves: Leaves, signed: bool) -> Scalar:
+    s, _, u, v = leaves
+    excess = 3 * _kurtosis(u, v) - 1
+    if not signed:
+        return excess
+    gain = (u**2 + v**2) / 2 * s
+    share = gain / (1 + gain)
+    return 4 * share / (1 + gain) + excess * share**2
+
+
+def _kurtosis(u: Scalar, v: Scalar) -> Scalar:
+    unit = jax.lax.stop_gradient(jnp.maximum(jnp.abs(u), jnp.abs(v)))
+    positive, negative = (u / unit) ** 2, (v / unit) ** 2
+    return 2 * (positive**2 + negative**2) / (positive + negative) ** 2
+
+
+def slope_kurtosis(spec: NetworkSpec) -> Scalar:
+    """The kurtosis m = E phi'^4 / (E phi'^2)^2 of the slope, 2 (u^4 + v^4) / (u^2 + v^2)^2: 2 for ReLU, 1 for |z|."""
+    _, _, u, v = leaves(spec)
+    return _kurtosis(u, v)
+
+
+def width_excess(spec: NetworkSpec) -> Scalar:
+    """The relative variance that a layer adds to the squared length of a tangent vector, times N: c for "vanilla"."""
+    if spec.block == "residual":
+        raise ValueError("block: expected vanilla or signed (no finite-width law is known elsewhere), got 'residual'")
+    return _width_excess(leaves(spec), spec.block == "signed")
 
 
 def log_finite_width_factor(spec: NetworkSpec) -> Scalar:
     """The logarithm w of `finite_width_factor`, which keeps its digits in wide networks."""
-    if spec.block == "residual":
-        raise ValueError("block: expected vanilla or signed (no finite-width law is known elsewhere), got 'residual'")
-    _, _, u, v = leaves(spec)
-    excess = 6 * (u**4 + v**4) / (u**2 + v**2) ** 2 - 1
-    if spec.block == "signed":
-        share = branch_share(spec)
-        excess = 4 * share * (1 - share) + excess * share**2
     width = float(spec.width)  # which as an integer may be too large for an array
-    return jnp.log1p(2 / width) + spec.depth * jnp.log1p(excess / width)
+    return math.log1p(2 / width) + spec.depth * jnp.log1p(width_excess(spec) / width)
 
 
 def finite_width_factor(spec: NetworkSpec) -> Scalar:
     """How far a Jacobian entry is from Gaussian at width N, over networks.
 
-    E J_ij^4 / (3 (E J_ij^2)^2), which is 1 for a Gaussian and here, exactly at every width, input and bias,
+    E J_ij^4 / (3 (E J_ij^2)^2), which is 1 for a Gaussian and here, exactly at every width, bias and input x != 0,
 
         vanilla  (1 + 2/N) (1 + c/N)^L,                              c = 6 (u^4 + v^4) / (u^2 + v^2)^2 - 1  (ReLU: 5)
         signed   (1 + 2/N) (1 + (4 r (1 - r) + c r^2) / N)^L,        r = A / (1 + A), A = alpha s
@@ -128,7 +173,7 @@ def jacobian_kurtosis(spec: NetworkSpec) -> Scalar:
     Raises:
         ValueError: `spec.block` is "residual".
 
-    Source: ours, exact at every width; see `finite_width_factor`.
+    Source: ours, exact at every width and input x != 0; see `finite_width_factor`.
     """
     return 3 * finite_width_factor(spec)
 
@@ -141,9 +186,10 @@ def jacobian_variance(spec: NetworkSpec) -> Scalar:
     Returns:
         The variance (the mean is zero), shaped like the leaves of `spec`; inf where it overflows.
 
-    Source: Kumano et al. 2023, law of the linear representation (infinite width). Exact at every width, input and
-    bias for "vanilla" and "signed"; for "residual" it holds, at infinite width, in directions orthogonal to x and
-    fails along x unless u = v: see `residual_law`.
+    Source: Kumano et al. 2023, law of the linear representation (infinite width). Exact at every width, bias and input
+    x != 0 for "vanilla" and "signed" (without bias every gate is open at x = 0: there a "vanilla" network has
+    (u^2 s)^L / d); for "residual" it holds, at infinite width, in directions orthogonal to x and fails along x unless
+    u = v: see `residual_law`.
     """
     return propagation_factor(spec) ** spec.depth / spec.input_dim
 
@@ -159,6 +205,7 @@ def bias_series(spec: NetworkSpec, coefficients: Float[Array, " L"]) -> Scalar:
     return alpha(spec) * bias * jnp.where(lost, jnp.finfo(total.dtype).max, total)
 
 
+@compiled()
 def shift_variance(spec: NetworkSpec) -> Scalar:
     """The second moment of one entry of the shift over networks.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from mftadv.spec import NetworkSpec
-from mftadv.theory._laws import Scalar, jacobian_variance, leaves
+from mftadv.theory._laws import Scalar, compiled, jacobian_variance, leaves
 
 _einsum = partial(jnp.einsum, precision="highest")
 
@@ -24,6 +24,7 @@ class ResidualLaw(NamedTuple):
     orthogonal: Scalar  # E (J e)^2 for a unit vector e orthogonal to x
 
 
+@compiled("finite_width")
 def residual_law(spec: NetworkSpec, input_norm_squared: ArrayLike, finite_width: bool = False) -> ResidualLaw:
     """The law of a residual network along its own input, which the published one misses, and across it.
 
@@ -84,7 +85,9 @@ def _moments(depth: int, width: int | None, first: Array, s: Array, b2: Array, u
         covariance = (s * mean).at[2, 2].add(bias).at[0].set(0).at[:, 0].set(0)
         with_gate = covariance[1] + covariance[2]
         variance = with_gate[1] + with_gate[2]
-        return covariance, with_gate / jnp.sqrt(jnp.where(variance > 0, variance, 1.0))
+        # in units of V, so that no derivative overflows
+        unit = jax.lax.stop_gradient(jnp.where(variance > 0, variance, 1.0))
+        return covariance, with_gate / jnp.sqrt(jnp.where(variance > 0, variance / unit, 1.0)) / jnp.sqrt(unit)
 
     def step(mean, bias):
         """F(M)."""
@@ -126,7 +129,7 @@ def _moments(depth: int, width: int | None, first: Array, s: Array, b2: Array, u
             fluctuation = drift, spread
         return unit, step(mean, bias), *fluctuation
 
-    first_unit = _unit(first)
+    first_unit = _unit(jnp.maximum(first, b2))
     mean = jnp.diag(jnp.stack([jnp.ones_like(first), _scale(first, -2 * first_unit), *jnp.array([0, 1], first.dtype)]))
     state = first_unit, mean
     if width is not None:
@@ -134,6 +137,7 @@ def _moments(depth: int, width: int | None, first: Array, s: Array, b2: Array, u
         state += jnp.zeros_like(mean), spread.at[0, 0, 0, 0].set(0)
     unit, mean, *fluctuation = jax.lax.fori_loop(0, depth, layer, state)
     drift = fluctuation[0] / width if fluctuation else jnp.zeros_like(mean)
+    drift = jnp.where(jnp.isnan(drift), jnp.inf, drift)  # overflown beside the mean: inf - inf
     mean += drift
     squares = (_scale(mean[i, j], 2 * unit) for i, j in ((1, 1), (2, 2), (1, 2)))
     means = (_scale(mean[0, i], unit) for i in (1, 2))

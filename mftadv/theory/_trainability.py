@@ -1,6 +1,7 @@
 """How deep a network adversarial training can train."""
 
 import math
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -10,6 +11,7 @@ from scipy.special import lambertw
 
 from mftadv.spec import NetworkSpec
 from mftadv.theory._evolution import decay_constant, vanilla_log_gain
+from mftadv.theory._kernel import validity_horizon
 from mftadv.theory._laws import check_size, log_propagation_factor
 
 _SCANNED = 1024
@@ -70,7 +72,8 @@ def max_trainable_depth(
         eps: the radius of the attack, >= 0.
         p: the norm of the attack, in [1, inf].
         q: the norm of the output, in [1, inf].
-        horizon: the training time T >= 0 (learning rate times steps).
+        horizon: the training time T >= 0, the learning rate times the number of steps of gradient descent on the mean
+            of the loss over the inputs: 1,000 steps at .01 are T = 10.
         lower: the smallest omega^L that trains, in [0, 1].
         upper: the largest omega^L that trains, in [1, inf].
         linearised: whether to follow the tangent in place of the closed form.
@@ -83,10 +86,33 @@ def max_trainable_depth(
     Raises:
         ValueError: an argument is outside its range.
 
+    Warns:
+        UserWarning: for "vanilla", T is beyond `validity_horizon` at the first depth that fails, for one input of
+            mean square 1, so that the closed form is used where it is known to overstate the decay. It names the
+            limit that binds and by how much T exceeds the horizon.
+
     Source: Kumano et al. 2023, trainability under adversarial training: the definition, and the linearised law for
     "vanilla" from omega_0 = 1; the exact law and the other initial values are ours. It inherits the limits of
     `weight_variance`, which overstates the decay in long training.
     """
+    depth, falls = deepest(spec, eps, p, q, horizon, lower, upper, linearised, kind)
+    if falls:
+        _warn_beyond_validity(spec, int(depth) + 1, eps, p, horizon)
+    return depth
+
+
+def deepest(
+    spec: NetworkSpec,
+    eps: float,
+    p: float,
+    q: float,
+    horizon: float,
+    lower: float,
+    upper: float,
+    linearised: bool = False,
+    kind: str = "chevet",
+) -> tuple[int | float, bool]:
+    """The depth that `max_trainable_depth` returns, and whether the next one fails by its decay."""
     check_size("horizon", horizon)
     if not 0 <= lower <= 1 <= upper:
         raise ValueError(f"lower, upper: expected 0 <= lower <= 1 <= upper, got {lower!r} and {upper!r}")
@@ -95,7 +121,7 @@ def max_trainable_depth(
         elapsed = np.float64(decay_constant(spec, eps, p, q, kind)) * horizon
         log_lower, log_upper = np.log(np.float64(lower)), np.log(np.float64(upper))
         if log_omega == -math.inf:
-            return math.inf if lower == 0 else 0
+            return math.inf if lower == 0 else 0, False
 
         def fails(depth: int) -> bool:
             if depth * log_omega > log_upper:
@@ -105,7 +131,7 @@ def max_trainable_depth(
             if linearised:
                 final = log_omega - np.exp(np.log(elapsed) + (depth / 2 - 1) * log_omega)
             else:
-                final = vanilla_log_gain(log_omega, elapsed, depth, np)
+                final = vanilla_log_gain(log_omega, elapsed, depth / 2 - 1, min(depth, 3), np)
             return bool(depth * final < log_lower)
 
         # ln omega(T)^L need not be monotone in L. With r = omega_0^{-m} + m kappa T, convex and 1 at m = 0, it is
@@ -116,4 +142,23 @@ def max_trainable_depth(
             starts = sorted({*starts, _falling_from(log_omega, elapsed)})
         found = (_first(fails, start, stop) for start, stop in pairwise(starts))
         failing = next((depth for depth in found if depth is not None), None)
-    return math.inf if failing is None else failing - 1
+    if failing is None:
+        return math.inf, False
+    return failing - 1, bool(failing * log_omega <= log_upper)
+
+
+def _warn_beyond_validity(spec: NetworkSpec, depth: int, eps: float, p: float, horizon: float) -> None:
+    """Warn where the closed form of the decay is used for longer than it holds at a depth."""
+    radius = eps * spec.input_dim ** max(0.0, 0.5 - 1 / p)  # the largest |eta|_2 of the attack
+    if radius == 0:
+        return
+    # the deeper, the sooner it ends: up to the depths that are quickly computed
+    seen = spec.replace(depth=min(depth, _SCANNED), output_dim=1, bias_variance=0.0)
+    validity = float(validity_horizon(seen, radius, math.sqrt(spec.input_dim)))
+    if horizon > validity:
+        warnings.warn(
+            f"horizon: T = {horizon:.3g} is {horizon / validity:.3g} times the validity_horizon of the closed form, "
+            f"{validity:.3g} at depth {seen.depth}. Depth {depth} fails, by this form, because omega(T)^L falls below "
+            "lower; it overstates the decay by then",
+            stacklevel=3,
+        )

@@ -11,7 +11,7 @@ import pytest
 from scipy import special
 
 from mftadv.spec import NetworkSpec
-from mftadv.theory._bound import adversarial_loss_bound, finite_width_bound, width_mean
+from mftadv.theory._bound import adversarial_loss_bound, finite_width_bound, width_mean, width_quantile
 from mftadv.theory._coefficients import operator_norm_coefficient, operator_norm_deviation
 from mftadv.theory._gaussian_norms import expected_norm
 from tests import reference
@@ -258,6 +258,32 @@ def test_finite_width_bound_limits_and_refusals():
             finite_width_bound(*arguments)
     with pytest.raises(ValueError, match="block: expected vanilla or signed"):
         width_mean(dataclasses.replace(one, block="residual"))
+
+
+def test_low_quantiles_of_several_outputs_are_bounded():
+    """At K = 20, N = 200, L = 4, where the formula of the upper quantiles is too low at a probability of .01."""
+    spec, m = NetworkSpec(100, 20, 200, 4, 2.0), 16_000
+    rng, largest = np.random.default_rng(5), []
+    for _ in range(16):
+        rows = rng.standard_normal((m // 16, 20, 200), np.float32) / math.sqrt(200)
+        for _ in range(4):  # given the rows after fair coins for gates, their products with W_l are Gaussian
+            rows *= rng.integers(0, 2, (m // 16, 1, 200), dtype=np.int8)
+            factor = np.linalg.cholesky(2 / 200 * rows @ rows.swapaxes(1, 2))
+            rows = factor @ rng.standard_normal(rows.shape, np.float32)
+        largest.append(np.sqrt(np.linalg.eigvalsh(rows @ rows.swapaxes(1, 2))[:, -1]))
+    product = np.concatenate(largest)
+    for probability in (0.001, 0.01, 0.1, 0.4, 0.5):
+        least = probability - 3 * math.sqrt(probability / m)
+        assert coverage(product, float(width_quantile(spec, probability))) >= least
+    w, e = float(log_width_factor(spec)), 2 * expected_norm(19, 2.0)
+    mean = min(e * math.sqrt(w / 2), e * math.sqrt(6 / 20 * math.expm1(20 * w / 12)) - 19 * w / 4) - w / 2
+    unclipped = math.exp((mean + math.sqrt(w) * float(special.ndtri(0.01))) / 2)
+    assert coverage(product, unclipped) < 0.01 - 3 * math.sqrt(0.01 / m)
+    assert width_quantile(spec, 0.01) == width_quantile(spec, 0.5) < width_quantile(spec, 0.6)
+    one = NetworkSpec(100, 1, 200, 4, 2.0)
+    assert width_quantile(one, 0.01) < width_quantile(one, 0.5)
+    with pytest.raises(ValueError, match=r"probability: expected a number in \(0, 1\), got 1\.5"):
+        width_quantile(one, 1.5)
 
 
 def test_mean_largest_eigenvalue_is_bounded():

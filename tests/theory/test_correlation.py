@@ -99,7 +99,7 @@ def test_accuracy(block, x64):
 def test_small_angles_keep_their_relative_accuracy(block, angle):
     """In single precision, where the cosine of 1e-6 is 1."""
     spec = jax.tree.map(np.float32, spec_of(block, 20, 0.2))
-    path = jax.jit(correlation.correlation_path)(spec, angle, (50.0, 50.0))
+    path = jax.jit(correlation.correlation_path)(spec, angle, (50.0**0.5, 50.0**0.5))
     with mp.workdps(40):
         total, angles = exact_correlation(spec, mp.cos(float(np.float32(angle))), (50, 50))
     # the lengths of residual networks' means round on their own
@@ -111,7 +111,7 @@ def test_small_angles_keep_their_relative_accuracy(block, angle):
 def test_path_of_a_vanilla_network_without_bias_iterates_kappa():
     with jax.enable_x64(True):
         spec = spec_of("vanilla", 8, slopes=(1.0, 0.2))
-        path = correlation.correlation_path(spec, 2.0, (3.0, 700.0))
+        path = correlation.correlation_path(spec, 2.0, (3.0**0.5, 700.0**0.5))
         c = jnp.cos(2.0)
         for angle, gate in zip(path.angle, path.gate, strict=True):
             np.testing.assert_allclose(jnp.cos(angle), c, atol=1e-14)

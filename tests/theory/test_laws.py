@@ -121,6 +121,17 @@ def test_second_moments_are_exact_at_small_width(block):
     assert reference.agrees(samples[:, 2], 0.0)
 
 
+def test_second_moment_at_zero_without_bias():
+    """All gates are open: (u^2 s)^L / d and not (alpha s)^L / d."""
+    spec = NetworkSpec(6, 8, 12, 3, weight_variance=1.2, positive_slope=1.0, negative_slope=0.3)
+    samples = reference.simulate(
+        lambda nets: (reference.linear_representation(nets, np.zeros(6))[0] ** 2).mean((1, 2)), 2, spec, 20_000
+    )
+    assert reference.agrees(samples, 1.2**3 / 6)
+    assert not reference.agrees(samples, 0.95 * 1.2**3 / 6)
+    assert not reference.agrees(samples, float(laws.jacobian_variance(spec)))
+
+
 @pytest.mark.parametrize(("block", "slope"), [("vanilla", 0.0), ("vanilla", 0.3), ("signed", 0.3)])
 def test_kurtosis_is_exact_at_small_width(block, slope):
     """Over networks, at width 40 with bias; a theory 5% off fails."""

@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from mftadv.spec import NetworkSpec
 from mftadv.theory._coefficients import operator_norm_coefficient
 from mftadv.theory._evolution import weight_variance
-from mftadv.theory._trainability import max_trainable_depth
+from mftadv.theory._kernel import validity_horizon
+from mftadv.theory._trainability import deepest, max_trainable_depth
 
 EPS = 0.1
 RATE = EPS * operator_norm_coefficient(2, 2, 10, 1) / 100  # kappa, for alpha = 1/2
 
 
 def depth_of(omega, elapsed, lower, upper, block="vanilla", **options):
-    """max_trainable_depth of a ReLU network from omega_0, at kappa T = elapsed."""
+    """The deepest trainable ReLU network from omega_0, at kappa T = elapsed."""
     spec = NetworkSpec(10, 1, 100, 7, weight_variance=2 * (omega - (block != "vanilla")), block=block)
-    return max_trainable_depth(spec, EPS, 2, 2, elapsed / RATE, lower, upper, **options)
+    return deepest(spec, EPS, 2, 2, elapsed / RATE, lower, upper, **options)[0]
 
 
 def scan(omega, elapsed, lower, upper, linearised=False, deepest=10**6):
@@ -101,7 +102,7 @@ def test_deep_networks(elapsed):
 
 
 def test_depth_is_proportional_to_width():
-    depths = [max_trainable_depth(NetworkSpec(10, 1, n, 1), EPS, 2, 2, 1.0, 0.5, 2) for n in (10**4, 10**5)]
+    depths = [deepest(NetworkSpec(10, 1, n, 1), EPS, 2, 2, 1.0, 0.5, 2)[0] for n in (10**4, 10**5)]
     assert depths[1] == pytest.approx(10 * depths[0], rel=1e-3)
 
 
@@ -113,6 +114,21 @@ def test_shortcuts_meet_the_upper_limit_alone(block):
     assert depth_of(1 + 2.0**-30, 1.0, 1.0, math.e, block) == 2**30
     assert depth_of(1.25, 1.0, 1.0, math.inf, block) == math.inf
     assert depth_of(1.0, 1.0, 1.0, 1.0, block) == math.inf
+
+
+def test_warns_where_the_closed_form_is_used_beyond_its_validity():
+    spec = NetworkSpec(10, 1, 100, 1)
+    short, lower = 1e-6 / RATE, 1 - 3e-6
+    depth = max_trainable_depth(spec, EPS, 2, 2, short, lower, 2)
+    assert (depth, True) == (3, True) == deepest(spec, EPS, 2, 2, short, lower, 2)
+    assert short < validity_horizon(spec.replace(depth=depth + 1), EPS, 10**0.5)
+    with pytest.warns(UserWarning, match=r"horizon: T = 65\.2 is \S+ times the validity_horizon") as caught:
+        depth = max_trainable_depth(spec, EPS, 2, 2, 0.08 / RATE, 0.5, 2)
+    assert f"at depth {depth + 1}. Depth {depth + 1} fails" in str(caught[0].message)
+    # by growth, with a shortcut, or without an attack, no decay is used
+    assert max_trainable_depth(spec.replace(weight_variance=2.5), EPS, 2, 2, 1e9, 0.0, 10) == 10
+    assert max_trainable_depth(spec.replace(block="signed"), EPS, 2, 2, 1e9, 0.5, 10) == 3
+    assert max_trainable_depth(spec, 0.0, 2, 2, 1e9, 0.5, 10) == math.inf
 
 
 def test_extremes():
