@@ -8,6 +8,8 @@ from pathlib import Path
 
 # JAX would take most of a GPU's memory before torch sees it
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# what is timed as a first call compiles
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 from benchmarks.harness import environment, measure, table
 from benchmarks.tasks import TASKS

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import torch
+from torch.nn import functional
 
 from mftadv import Network, NetworkSpec
 
@@ -169,56 +170,86 @@ def attack(network: TorchNetwork, x: torch.Tensor, eps: float, steps: int, apply
         return torch.maximum(best, (apply(network, x + eta) - base).norm(dim=-1)), eta
 
 
-def torchattacks_pgd(network: TorchNetwork, x: torch.Tensor, eps: float, p: float, steps: int, restarts: int):
-    """Perturbations [restarts, d] by torchattacks, whose images lie in [0, 1] and whose loss is the cross entropy.
+def torchattacks_pgd(value: Callable, shape: tuple[int, int], p: float, steps: int) -> torch.Tensor:
+    """Rows of the unit ball where a value is large, by torchattacks, whose images lie in [0, 1].
 
-    An image u stands for x + 4 eps (u - 1/2), so that [0, 1] never cuts; the logits 0 and |f(x + eta) - f(x)|_2 with
-    the label of the first have a cross entropy that grows with the second.
+    An image u stands for the row 4 (u - 1/2), so that [0, 1] never cuts. Its loss is the cross-entropy: that of the
+    logits 0 and the value, with the label of the first, grows with the value.
     """
     import torchattacks
 
     class Model(torch.nn.Module):
         def forward(self, images):
-            moved = _rows(network, x + 4 * eps * (images[:, 0, 0] - 0.5)) - apply(network, x)
-            value = moved.norm(dim=-1)
-            return torch.stack([torch.zeros_like(value), value], dim=-1)
+            logit = value(4 * (images[:, 0, 0] - 0.5))
+            return torch.stack([torch.zeros_like(logit), logit], dim=-1)
 
-    model = Model()
-    model.weight = torch.nn.Parameter(network.embedding, requires_grad=False)  # torchattacks looks for a device there
+    images, model = torch.full((shape[0], 1, 1, shape[1]), 0.5, device=DEVICE), Model()
+    model.weight = torch.nn.Parameter(images, requires_grad=False)  # torchattacks looks for a device there
     library, step = (torchattacks.PGDL2, 1 / 5) if p == 2 else (torchattacks.PGD, 1 / 4)  # its own, as parts of eps
     attack = library(model, eps=1 / 4, alpha=step / 4, steps=steps)
-    images = torch.full((restarts, 1, 1, len(x)), 0.5, device=DEVICE)
-    labels = torch.zeros(restarts, dtype=torch.long, device=DEVICE)
-    return 4 * eps * (attack(images, labels)[:, 0, 0] - 0.5)
+    return 4 * (attack(images, torch.zeros(shape[0], dtype=torch.long, device=DEVICE))[:, 0, 0] - 0.5)
 
 
-def foolbox_pgd(network: TorchNetwork, x: torch.Tensor, eps: float, p: float, steps: int, restarts: int):
-    """Perturbations [restarts, d] by foolbox, its loss replaced by its own hook."""
+def foolbox_pgd(value: Callable, shape: tuple[int, int], p: float, steps: int) -> torch.Tensor:
+    """The same by foolbox, its loss replaced by its own hook."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it imports names that SciPy deprecates
         eagerpy, foolbox = (importlib.import_module(name) for name in ("eagerpy", "foolbox"))
 
-    base: Any = foolbox.attacks.L2PGD if p == 2 else foolbox.attacks.LinfPGD
+    base: Any = {1: foolbox.attacks.L1PGD, 2: foolbox.attacks.L2PGD, math.inf: foolbox.attacks.LinfPGD}[p]
 
     class Attack(base):
         def get_loss_fn(self, model, labels):
-            return lambda inputs: eagerpy.astensor((_rows(network, inputs.raw) - apply(network, x)).norm(dim=-1).sum())
+            return lambda rows: eagerpy.astensor(value(rows.raw).sum())
 
     class Model(torch.nn.Module):
-        def forward(self, inputs):
-            return _rows(network, inputs)
+        def forward(self, rows):
+            return value(rows)[:, None]
 
-    reach = float(x.abs().max()) + 2 * eps
-    model = foolbox.PyTorchModel(Model().eval(), bounds=(-reach, reach), device=DEVICE)
-    labels = torch.zeros(restarts, dtype=torch.long, device=DEVICE)
-    inputs = x.expand(restarts, -1).contiguous()
-    return Attack(steps=steps).run(model, inputs, foolbox.criteria.Misclassification(labels), epsilon=eps) - x
-
-
-PGD = {"torchattacks": torchattacks_pgd, "foolbox": foolbox_pgd}
+    model = foolbox.PyTorchModel(Model().eval(), bounds=(-2, 2), device=DEVICE)
+    labels = torch.zeros(shape[0], dtype=torch.long, device=DEVICE)
+    return Attack(steps=steps).run(
+        model, torch.zeros(shape, device=DEVICE), foolbox.criteria.Misclassification(labels), epsilon=1
+    )
 
 
-def _rows(network: TorchNetwork, xs: torch.Tensor) -> torch.Tensor:
+PGD = {"torchattacks": (torchattacks_pgd, (2.0, math.inf)), "foolbox": (foolbox_pgd, (1.0, 2.0, math.inf))}
+
+
+def best_of(
+    restarts: int, attack: Callable, f: Callable, xs: torch.Tensor, eps: torch.Tensor, p: float, q: float, steps: int
+) -> torch.Tensor:
+    """At each input of [B, d] the best perturbation of several restarts, for the q-norm of f(x + eta) - f(x).
+
+    `f` maps rows to rows, and `eps` [B] is a size for each input.
+    """
+    xs, eps = xs.repeat(restarts, 1), eps.repeat(restarts)[:, None]
+    base = f(xs).detach()
+
+    def value(rows):
+        return torch.linalg.vector_norm(f(xs + eps * rows) - base, ord=q, dim=-1)
+
+    rows = attack(value, tuple(xs.shape), p, steps)
+    winner = value(rows).reshape(restarts, -1).argmax(0)
+    return (eps * rows).reshape(restarts, -1, xs.shape[-1])[winner, torch.arange(len(winner))].detach()
+
+
+def mlp(params: Any, xs: torch.Tensor) -> torch.Tensor:
+    """The rows [B, K] of `plain.mlp`, its weights shared."""
+    for weight, bias in params[:-1]:
+        xs = torch.relu(functional.linear(xs, weight, bias))
+    return functional.linear(xs, *params[-1])
+
+
+def conv(params: Any, xs: torch.Tensor) -> torch.Tensor:
+    """The rows [B, K] of `plain.conv`, its weights shared."""
+    images = xs.reshape(-1, 1, 8, 8)
+    for kernel, bias in params[:-1]:
+        images = functional.max_pool2d(torch.relu(functional.conv2d(images, kernel, bias, padding=1)), 2)
+    return functional.linear(images.flatten(1), *params[-1])
+
+
+def rows(network: TorchNetwork, xs: torch.Tensor) -> torch.Tensor:
     """The outputs [B, K] of one network at inputs [B, d]."""
     return torch.func.vmap(lambda x: apply(network, x))(xs)
 

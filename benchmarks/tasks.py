@@ -1,5 +1,7 @@
 """The tasks that are timed, at full and at toy size."""
 
+import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -8,6 +10,7 @@ from jaxtyping import Array, Key
 
 import mftadv as mf
 from benchmarks.harness import HAS_TORCH, Benchmark, Contender, Goal, hardware_probes, normal_probe
+from benchmarks.plain import draw, mlp, pgd
 from mftadv.attack import Ascent, RandomStarts
 
 FAST_KEY, DEFAULT_KEY = "threefry4x32", "threefry2x32"
@@ -267,11 +270,42 @@ def attack_many(quick: bool) -> Benchmark:
     return Benchmark(shapes, contenders, goals, hardware_probes(quick), rounds=7)
 
 
+def first_call(quick: bool) -> Benchmark:
+    """Tracing, compiling and running for the first time: an attack and a Jacobian of a plain function."""
+    d, width, K = (8, 16, 3) if quick else (64, 128, 10)
+    params = draw(((width, d), (width, width), (K, width)), jax.random.key(0))
+    x, key = jax.random.normal(jax.random.key(1), (d,)), jax.random.key(2)
+
+    def first(function, *arguments):
+        compiled = jax.jit(lambda params, *rest: function(functools.partial(mlp, params), *rest))
+
+        def run():
+            if not quick:  # a process of tests goes on with what it has compiled
+                jax.clear_caches()
+            return compiled(params, *arguments)
+
+        return run
+
+    contenders, goals = [], []
+    for p in (1.0, 2.0, math.inf):
+        ours, theirs = f"ours, default attack, p={p:g}", f"PGD by hand, 2 x 40, p={p:g}"
+        attack = lambda f, x, eps, key, p=p: mf.adversarial_loss(f, x, eps=eps, p=p, q=2, key=key)  # noqa: E731
+        by_hand = lambda f, x, eps, key, p=p: pgd(f, x, eps, p, 2, key, steps=40, restarts=2)  # noqa: E731
+        contenders += [Contender(ours, first(attack, x, 0.1, key)), Contender(theirs, first(by_hand, x, 0.1, key))]
+        goals.append(Goal(ours, (theirs,), 2.0))
+    contenders += [
+        Contender("ours, J and a", first(mf.linear_representation, x)),
+        Contender("jax.jacrev", first(lambda f, x: jax.jacrev(f)(x), x)),
+    ]
+    goals.append(Goal("ours, J and a", ("jax.jacrev",), 1.5))
+    return Benchmark({"d": d, "width": width, "K": K}, contenders, goals, rounds=7)
+
+
 TASKS = {
     task.__name__: task
     for task in (
         *(dense_draw, one_network, many_networks, monte_carlo),
-        *(matrix_free, width_without_matrices, attack_one, attack_many),
+        *(matrix_free, width_without_matrices, attack_one, attack_many, first_call),
     )
 }
 
@@ -279,7 +313,7 @@ _TWENTY = mf.Attack((RandomStarts(1),), (Ascent(20),))
 
 
 def _attacked(network: mf.Network, x: Array, eps: float, key: Key[Array, ""]) -> tuple[Array, Array]:
-    found = mf.adversarial_loss(network, x, eps, 2, 2, key, attack=_TWENTY)
+    found = mf.adversarial_loss(network, x, eps=eps, p=2, q=2, key=key, attack=_TWENTY)
     return found.value, found.perturbation
 
 

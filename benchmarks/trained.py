@@ -1,13 +1,14 @@
-"""Trained classifiers of handwritten digits, in JAX and in torch, and projected gradient descent as one writes it.
+"""Attacks on trained classifiers of handwritten digits: ours against projected gradient descent.
 
-The digits are the 8 x 8 images that scikit-learn ships, divided by their largest value, 16: pixels lie in [0, 1], in
-whose units eps is given.
+The digits are the images of 8 x 8 pixels that scikit-learn ships, divided by 16, their largest value: pixels lie in
+[0, 1], and eps is in their units. The loss is that of the ten logits, without labels and without a box.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,60 +16,80 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, Key
 from sklearn.datasets import load_digits
 
 import mftadv as mf
-from mftadv.attack import RandomStarts, Vertices, named_attack
+from benchmarks.harness import to_numpy
+from benchmarks.plain import conv, draw, gradients_taken, mlp, pgd
 
 CLASSES, PIXELS, HELD_OUT = 10, 64, 297
 SIZES = {1.0: (1.0, 4.0), 2.0: (0.3, 1.2), math.inf: (0.05, 0.2)}  # eps for each p
 TRAININGS = {"standard": 0.0, "adversarial": 0.1}  # the radius of the perturbations, in the maximum norm
+MODELS = {
+    mlp: ((128, PIXELS), (128, 128), (CLASSES, 128)),
+    conv: ((8, 1, 3, 3), (16, 8, 3, 3), (CLASSES, 64)),
+}
+CONTENDERS = ("PGD 2 x 40", "PGD", "torchattacks", "foolbox", "thorough")
 
 
+@dataclasses.dataclass(frozen=True)
+class Reached:
+    """The losses that contenders reach on one kind of network, each [seeds, inputs]."""
+
+    model: str
+    training: str
+    p: float
+    q: float
+    eps: float
+    gradients: int  # that the default attack takes, and every other save "PGD 2 x 40" and "thorough"
+    losses: dict[str, np.ndarray]
+
+    def ratio(self, name: str) -> np.ndarray:
+        """The loss of the default attack over that of another; of the thorough attack over that of the default."""
+        default, other = self.losses["default"], self.losses[name]
+        return other / default if name == "thorough" else default / other
+
+    def __str__(self):
+        return f"{self.model:4} {self.training:11} {self.p:3g} -> {self.q:<3g} eps={self.eps:<4g}"
+
+
+def against_trained(
+    seeds: int = 2,
+    inputs: int = 5,
+    steps: int = 300,
+    models: Iterable[Callable] = (mlp, conv),
+    norms: Sequence[float] = (1.0, 2.0, math.inf),
+    libraries: bool = True,
+) -> Iterator[Reached]:
+    """Attack networks of each kind, trained from several seeds, at inputs that were held out, with two sizes eps."""
+    for model in models:
+        params = _trained(model, seeds, steps)
+        for p, q in itertools.product(norms, repeat=2):
+            xs = np.tile(digits()[0][-inputs:], (len(SIZES[p]), 1))
+            eps = np.repeat(np.asarray(SIZES[p], np.float32), inputs)
+            losses = {}
+            for name, attack in _contenders(model, p, q, libraries).items():
+                etas = np.asarray(attack(params, xs, eps), np.float64)
+                norm = np.linalg.norm(etas, ord=p, axis=-1) if p == 2 else {1: np.sum, np.inf: np.max}[p](abs(etas), -1)
+                if not np.all(norm <= eps * (1 + 1e-5)):
+                    raise ValueError(f"{name}: expected perturbations in the ball, got {np.max(norm / eps)} of eps")
+                losses[name] = _losses(model, params, xs, etas, q).reshape(len(TRAININGS), seeds, -1, inputs)
+            gradients = gradients_taken("default", p, PIXELS, CLASSES)
+            for (i, training), (j, size) in itertools.product(enumerate(TRAININGS), enumerate(SIZES[p])):
+                each = {name: values[i, :, j] for name, values in losses.items()}
+                yield Reached(model.__name__, training, p, q, size, gradients, each)
+
+
+@functools.cache
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """All images, as rows of pixels in [0, 1], and their classes; the last `HELD_OUT` are not trained on."""
     images, labels = load_digits(return_X_y=True)
     return (images / 16).astype(np.float32), labels.astype(np.int32)
 
 
-def mlp(params: Any, x: Float[Array, "64"]) -> Float[Array, "10"]:
-    """Three dense layers with ReLU between them."""
-    for weight, bias in params[:-1]:
-        x = jax.nn.relu(weight @ x + bias)
-    weight, bias = params[-1]
-    return weight @ x + bias
-
-
-def conv(params: Any, x: Float[Array, "64"]) -> Float[Array, "10"]:
-    """Two convolutions, each with ReLU and a maximum over squares of 2 x 2 pixels, and a dense layer."""
-    image, window = x.reshape(1, 1, 8, 8), (1, 1, 2, 2)
-    for kernel, bias in params[:-1]:
-        image = jax.nn.relu(lax.conv_general_dilated(image, kernel, (1, 1), "SAME") + bias[:, None, None])
-        image = lax.reduce_window(image, -jnp.inf, lax.max, window, window, "VALID")
-    weight, bias = params[-1]
-    return weight @ image.ravel() + bias
-
-
-MODELS = {
-    mlp: ((128, PIXELS), (128, 128), (CLASSES, 128)),
-    conv: ((8, 1, 3, 3), (16, 8, 3, 3), (CLASSES, 64)),
-}
-
-
-def draw(shapes: tuple[tuple[int, ...], ...], key: Key[Array, ""]) -> Any:
-    """Weights of variance 2 over the number of inputs of a unit, biases of 0."""
-    keys = jax.random.split(key, len(shapes))
-    return [
-        (jax.random.normal(key, shape) * math.sqrt(2 / math.prod(shape[1:])), jnp.zeros(shape[0]))
-        for key, shape in zip(keys, shapes, strict=True)
-    ]
-
-
 @functools.partial(jax.jit, static_argnames=("model", "steps"))
-def train(
-    model: Callable, key: Key[Array, ""], radius: Float[Array, ""] | float, xs: Array, labels: Array, steps: int
-) -> Any:
+def train(model: Callable, key: Key[Array, ""], radius: float, xs: Array, labels: Array, steps: int) -> Any:
     """Adam on the cross-entropy of inputs that five sign steps have perturbed, none where the radius is 0."""
     optimiser = optax.adam(3e-3)
     params = draw(MODELS[model], jax.random.fold_in(key, steps))
@@ -96,130 +117,68 @@ def train(
     return params
 
 
-def sign_step(gradient: Array) -> Array:
-    return jnp.sign(gradient)
-
-
-def normalised_step(gradient: Array) -> Array:
-    return gradient / jnp.maximum(jnp.linalg.norm(gradient), 1e-30)
-
-
-def coordinate_step(gradient: Array) -> Array:
-    largest = jnp.argmax(jnp.abs(gradient))
-    return jax.nn.one_hot(largest, len(gradient)) * jnp.sign(gradient[largest])
-
-
-def onto_l1_ball(eta: Array, eps: ArrayLike) -> Array:
-    """Duchi et al. 2008: all sizes shrink by one number, which the sorted sizes tell."""
-    sizes = jnp.sort(jnp.abs(eta), descending=True)
-    shrinks = (jnp.cumsum(sizes) - eps) / jnp.arange(1, len(eta) + 1)
-    shrink = jnp.maximum(jnp.max(shrinks), 0)
-    return jnp.sign(eta) * jnp.maximum(jnp.abs(eta) - shrink, 0)
-
-
-STEPS = {1.0: coordinate_step, 2.0: normalised_step, math.inf: sign_step}
-PROJECTIONS = {
-    1.0: onto_l1_ball,
-    2.0: lambda eta, eps: eta * jnp.minimum(1, eps / jnp.linalg.norm(eta)),
-    math.inf: lambda eta, eps: jnp.clip(eta, -eps, eps),
-}
-
-
-def pgd(
-    f: Callable, x: Array, eps: ArrayLike, p: float, q: float, key: Key[Array, ""], steps: ArrayLike, restarts: int = 2
-) -> Array:
-    """The best perturbation that projected gradient ascent meets, from uniform points of the ball.
-
-    Its steps shrink from the diameter of the ball to 0, which finds more than steps of one size, 2.5 eps / steps.
-    """
-    base = f(x)
-
-    def value(eta):
-        return jnp.linalg.norm(f(x + eta) - base, ord=q)
-
-    def step(t, state):
-        eta, best, most = state
-        now, gradient = jax.value_and_grad(value)(eta)
-        best, most = jnp.where(now > most, eta, best), jnp.maximum(now, most)
-        return PROJECTIONS[p](eta + 2 * eps * (1 - t / steps) * STEPS[p](gradient), eps), best, most
-
-    def restart(key):
-        eta = eps * jax.random.ball(key, len(x), p)
-        eta, best, most = lax.fori_loop(0, steps, step, (eta, eta, jnp.float32(0)))
-        last = value(eta)
-        return jnp.where(last > most, eta, best), jnp.maximum(last, most)
-
-    etas, values = jax.vmap(restart)(jax.random.split(key, restarts))
-    return etas[jnp.argmax(values)]
-
-
-def gradients_taken(p: float, attack: str) -> int:
-    """How many gradients a named attack takes of the logits, counting a value that it takes alone as one."""
-    pieces = named_attack(attack, p)
-    alone = 0
-    for start in pieces.starts:
-        if isinstance(start, Vertices):
-            alone += 2 * PIXELS
-        elif isinstance(start, RandomStarts) and start.among > 1:
-            alone += start.count * start.among
-    return alone + pieces.queries(PIXELS, CLASSES)[1]
-
-
-def trained(model: Callable, seeds: int, steps: int) -> Any:
-    """Weights of a model in each training, with leading axes [trainings, seeds]."""
+def _trained(model: Callable, seeds: int, steps: int) -> Any:
+    """The weights of a model in each training, from each seed, one after the other along the leading axis."""
     xs, labels = (values[:-HELD_OUT] for values in digits())
-    each = [[train(model, jax.random.key(i), r, xs, labels, steps) for i in range(seeds)] for r in TRAININGS.values()]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *itertools.chain(*each))
+    each = [train(model, jax.random.key(i), r, xs, labels, steps) for r in TRAININGS.values() for i in range(seeds)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
 
 
-def contenders(model: Callable, p: float, q: float) -> dict[str, Callable]:
-    """Ways to attack many networks, each at many inputs [C, 64] with an eps and a key of its own."""
+def _contenders(model: Callable, p: float, q: float, libraries: bool) -> dict[str, Callable]:
+    """Ways from networks [M], inputs [C, d] and eps [C] to perturbations [M, C, d]."""
 
     def batched(attack):
-        def network(params, xs, eps, keys):
+        def one_network(params, xs, eps, keys):
             return jax.vmap(lambda x, eps, key: attack(lambda x: model(params, x), x, eps, key))(xs, eps, keys)
 
-        return jax.jit(lambda params, *cases: lax.map(lambda params: network(params, *cases), params))
+        @jax.jit
+        def all_networks(params, xs, eps):
+            keys = jax.random.split(jax.random.key(0), len(xs))
+            return lax.map(lambda params: one_network(params, xs, eps, keys), params)
 
-    def ours(attack):
+        return all_networks
+
+    def ours(preset):
         return batched(
-            lambda f, x, eps, key: mf.adversarial_loss(f, x, eps=eps, p=p, q=q, key=key, attack=attack).perturbation
+            lambda f, x, eps, key: mf.adversarial_loss(f, x, eps=eps, p=p, q=q, key=key, attack=preset).perturbation
         )
 
-    def theirs(restarts, steps):
+    def by_hand(steps, restarts):
         return batched(lambda f, x, eps, key: pgd(f, x, eps, p, q, key, steps, restarts))
 
-    sizes = ((2, 40), (8, -(-gradients_taken(p, "default") // 8)))
-    by_hand = {f"PGD {restarts} x {steps}": theirs(restarts, steps) for restarts, steps in sizes}
-    return {"default": ours("default"), "thorough": ours("thorough"), **by_hand}
+    gradients = gradients_taken("default", p, PIXELS, CLASSES)
+    contenders = {preset: ours(preset) for preset in ("default", "thorough")}
+    contenders |= {"PGD 2 x 40": by_hand(40, 2), "PGD": by_hand(-(-gradients // 8), 8)}
+    if libraries:
+        from benchmarks import peers
+
+        def library(attack):
+            return lambda params, xs, eps: [
+                _by_library(attack, model, jax.tree.map(lambda leaf, i=i: leaf[i], params), xs, eps, p, q, gradients)
+                for i in range(len(jax.tree.leaves(params)[0]))
+            ]
+
+        contenders |= {name: library(attack) for name, (attack, norms) in peers.PGD.items() if p in norms}
+    return contenders
 
 
-def against_trained(seeds: int = 2, inputs: int = 5, steps: int = 300, norms=(1.0, 2.0, math.inf)) -> Iterator[dict]:
-    """The losses that each contender reaches on trained networks, at inputs that were held out, for both eps."""
-    xs = digits()[0][-inputs:]
-    for model in MODELS:
-        params = trained(model, seeds, steps)
-        for p, q in itertools.product(norms, repeat=2):
-            eps = np.repeat(np.asarray(SIZES[p], np.float32), inputs)
-            points = jnp.tile(xs, (2, 1))
-            keys = jax.random.split(jax.random.key(0), len(points))
-            reached = {}
-            for name, attack in contenders(model, p, q).items():
-                etas = np.asarray(attack(params, points, eps, keys), np.float64)
-                norm = np.linalg.norm(etas, ord=p, axis=-1) if p != 1 else np.abs(etas).sum(-1)
-                if not np.all(norm <= eps * (1 + 1e-5)):
-                    raise ValueError(f"{name}: expected perturbations in the ball, got {np.max(norm / eps)} of eps")
-                reached[name] = loss(model, params, points, etas, q)
-            for (i, training), (j, size) in itertools.product(enumerate(TRAININGS), enumerate(SIZES[p])):
-                cases = {
-                    name: values.reshape(len(TRAININGS), seeds, 2, inputs)[i, :, j].ravel().tolist()
-                    for name, values in reached.items()
-                }
-                yield {"model": model.__name__, "training": training, "p": p, "q": q, "eps": size, "reached": cases}
+def _by_library(
+    attack: Callable, model: Callable, params: Any, xs: np.ndarray, eps: np.ndarray, p: float, q: float, gradients: int
+) -> np.ndarray:
+    """The perturbations of one network by four restarts of a library's attack."""
+    from benchmarks import peers
+
+    f = functools.partial(getattr(peers, model.__name__), jax.tree.map(peers.tensor, params))
+    inputs, sizes = peers.tensor(xs), peers.tensor(eps)
+    ours = np.asarray(jax.vmap(model, (None, 0))(params, xs))
+    if np.max(np.abs(to_numpy(f(inputs)) - ours)) > 1e-5 * np.max(np.abs(ours)):
+        raise ValueError(f"model: expected the same outputs of {model.__name__} in torch, got others")
+    peers.torch.manual_seed(0)
+    return to_numpy(peers.best_of(4, attack, f, inputs, sizes, p, q, -(-gradients // 4)))
 
 
-def loss(model: Callable, params: Any, xs: Array, etas: np.ndarray, q: float) -> np.ndarray:
-    """|f(x + eta) - f(x)|_q of many networks, each at inputs [C, 64] with perturbations of its own."""
+def _losses(model: Callable, params: Any, xs: np.ndarray, etas: np.ndarray, q: float) -> np.ndarray:
+    """|f(x + eta) - f(x)|_q [M, C] of networks [M], each at inputs [C, d] with perturbations [M, C, d]."""
     outputs = jax.jit(jax.vmap(jax.vmap(model, (None, 0)), (0, 0)))
-    moved, base = (outputs(params, jnp.broadcast_to(at, etas.shape)) for at in (xs + jnp.float32(etas), xs))
+    moved, base = (outputs(params, np.broadcast_to(at, etas.shape)) for at in (xs + np.float32(etas), xs))
     return np.linalg.norm(np.asarray(moved, np.float64) - np.asarray(base, np.float64), ord=q, axis=-1)
