@@ -31,7 +31,7 @@ class NetworkOptions:
     """Which networks, at which inputs, and where the results go."""
 
     data: str = "digits"
-    """Inputs: digits, gaussian, or a .npy, .npz, .csv or idx file (gzipped or not)."""
+    """Inputs: digits, gaussian, or a .npy, .npz, .csv, .tsv, .txt or idx file (gzipped or not)."""
     inputs: int = 2
     """Number of inputs, chosen at random from the data."""
     input_dim: int = 1000
