@@ -258,6 +258,8 @@ def test_bounds_goes_on_after_an_interruption(run, tmp_path, monkeypatch):
     [
         (["--eps", "0"], "eps: expected finite numbers > 0 in float32, got 0.0"),
         (["--eps", "0.1", "nan"], "eps: expected finite numbers > 0 in float32, got nan"),
+        (["--eps", "8/0"], "eps"),
+        (["--eps", "-8/255"], "eps: expected finite numbers > 0 in float32, got -0.03"),
         (["--eps", "1e39"], "eps: expected finite numbers > 0 in float32, got 1e+39"),
         (["--p", "2", "0.5"], "p: expected a number in [1, inf], got 0.5"),
         (["--q", "-1"], "q: expected a number in [1, inf], got -1"),

@@ -46,8 +46,8 @@ class Bounds(_options.NetworkOptions):
     """Exponents of the perturbation's norm."""
     q: tuple[float, ...] = (1.0, 2.0, math.inf)
     """Exponents of the output's norm."""
-    eps: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
-    """Sizes of the perturbation in its p-norm; the second part takes the smallest."""
+    eps: tuple[_options.Quotient, ...] = (0.1, 0.3, 1.0, 3.0)
+    """Sizes of the perturbation in its p-norm, numbers or quotients such as 8/255; the second part takes the smallest."""
     dims: tuple[int, ...] = (16, 64, 256)
     """Input dimensions d of the second part."""
     outputs: tuple[int, ...] = (1, 4, 16)

@@ -7,11 +7,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -23,6 +24,27 @@ from mftadv.network import engine_costs
 from mftadv.spec import NetworkSpec
 
 FAMILY_ERROR = 1e-3
+
+
+def _quotient(text: str) -> float:
+    numerator, slash, denominator = text.partition("/")
+    divisor = float(denominator) if slash else 1.0
+    if divisor == 0:
+        raise ValueError("expected a denominator that is not 0")  # which tyro reports as it does "a"
+    return float(numerator) / divisor
+
+
+# a number, or a quotient of two: sizes of perturbations of images are given as 8/255
+Quotient = Annotated[
+    float,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT",
+        instance_from_str=lambda arguments: _quotient(arguments[0]),
+        is_instance=lambda value: isinstance(value, float),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
 _NAMED = 3  # how many claims a note names; the table and the record have all
 
 
