@@ -7,7 +7,8 @@ from mftadv.norms._operator import (
     maximising_vector,
     operator_norm,
 )
-from mftadv.norms._vectors import dual_vector, maximise_linear, project, vector_norm
+from mftadv.norms._projection import project
+from mftadv.norms._vectors import dual_vector, maximise_linear, vector_norm
 
 __all__ = [
     "OperatorNorm",

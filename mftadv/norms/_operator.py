@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from mftadv.matrices import matmul_precision
-from mftadv.norms._vectors import dual_vector, vector_norm
-from mftadv.spec import check_exponent, check_positive, dual_exponent
+from mftadv.norms._vectors import dual_vector, in_single, vector_norm
+from mftadv.spec import check_exponent, check_positive, dual_exponent, key_for
 
 ENUMERATION_LIMIT = 14  # signs: 2^13 vectors, for -s gives what s gives
 POWER_STEPS = 64
@@ -37,6 +37,7 @@ def has_exact_operator_norm(p: float, q: float, shape: tuple[int, int]) -> bool:
     return p == 1 or q == math.inf or p == q == 2 or min(shape) == 1
 
 
+@in_single
 def exact_operator_norm(matrix: Float[Array, "*batch K d"], p: float, q: float) -> Float[Array, "*batch"]:
     """|M|_{p->q} = max |M eta|_q over |eta|_p <= 1, by formula.
 
@@ -66,6 +67,7 @@ def exact_operator_norm(matrix: Float[Array, "*batch K d"], p: float, q: float) 
     return jnp.linalg.norm(matrix, 2, axis=(-2, -1))
 
 
+@in_single
 def operator_norm(
     matrix: Float[Array, "*batch K d"], p: float, q: float, key: Key[Array, ""] | None = None, *, restarts: int = 64
 ) -> OperatorNorm:
@@ -92,7 +94,8 @@ def operator_norm(
         is not finite otherwise.
 
     Raises:
-        ValueError: an exponent is below 1, `matrix` is not [..., K, d] with K, d >= 1, or restarts < 1.
+        ValueError: an exponent is below 1, `matrix` is not [..., K, d] with K, d >= 1, or restarts < 1, or
+            `key` is not one JAX key.
 
     Source: the ascent is that of Boyd 1974 and Higham 1992, along which |M v|_q never falls; the powers of d and K are
         Hoelder's inequality; the interpolation is the theorem of Riesz and Thorin, for complex norms, which bound the
@@ -102,6 +105,7 @@ def operator_norm(
     if matrix.ndim < 2 or min(matrix.shape[-2:]) < 1:
         raise ValueError(f"matrix: expected [..., K, d] with K, d >= 1, got shape {matrix.shape}")
     check_positive("restarts", restarts)
+    key = key_for("operator_norm", jax.random.key(0) if key is None else key)
     largest = jnp.max(jnp.abs(matrix), axis=(-2, -1))
     unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
     matrix = matrix / unit[..., None, None]
@@ -110,7 +114,7 @@ def operator_norm(
     if exact:
         lower = upper = _compute(matrix, p, q)
     else:
-        random = jax.random.normal(jax.random.key(0) if key is None else key, (restarts, d), matrix.dtype)
+        random = jax.random.normal(key, (restarts, d), matrix.dtype)
         v = maximising_vector(matrix, p, q, _starts(matrix, p, q, random))
         image = jnp.squeeze(jnp.matmul(matrix, v[..., None], precision=matmul_precision()), -1)
         norm = vector_norm(v, p)
@@ -152,6 +156,7 @@ def _enumerate(matrix: Array, q: float) -> Array:
     return jax.lax.scan(step, jnp.zeros(batch, matrix.dtype), jnp.arange(0, count, chunk, dtype=jnp.int32))[0]
 
 
+@in_single
 def maximising_vector(
     matrix: Float[Array, "*batch K d"], p: float, q: float, starts: Float[Array, "*batch R d"]
 ) -> Float[Array, "*batch d"]:

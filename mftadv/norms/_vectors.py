@@ -1,6 +1,10 @@
-"""Vectors and lp balls: norms, maximisers of linear forms, projections."""
+"""Vectors and lp balls: norms and the maximisers of linear forms."""
 
+import functools
+import inspect
 import math
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +13,33 @@ from jaxtyping import Array, ArrayLike, Float
 
 from mftadv.spec import check_exponent, concrete
 
-# beyond these, one for every factor e between the slopes 1 and p - 1 at which Newton's method starts and ends
-NEWTON_STEPS = 3
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
+def in_single(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, computed in float32 where its first argument is of half precision, with results of that precision.
+
+    In float16 a sum of 65,505 ones is inf, and in bfloat16 one of 257 is 256.
+    """
+    name = next(iter(inspect.signature(function).parameters))
+
+    def is_half(leaf: Any) -> bool:
+        floating = isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return floating and jnp.finfo(leaf.dtype).bits < 32
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        x: Any = args[0] if args else kwargs.get(name)
+        if not is_half(x):
+            return function(*args, **kwargs)
+        args, kwargs = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if is_half(leaf) else leaf, (args, kwargs))
+        return jax.tree.map(lambda leaf: leaf.astype(x.dtype), function(*args, **kwargs))
+
+    return wrapped
+
+
+@in_single
 def vector_norm(x: Float[Array, "*rows n"], p: float) -> Float[Array, "*rows"]:
     """|x|_p = (sum_j |x_j|^p)^(1/p) along the last axis, scaled by the largest entry so that no power overflows.
 
@@ -37,12 +64,13 @@ def vector_norm(x: Float[Array, "*rows n"], p: float) -> Float[Array, "*rows"]:
     if p == 1:
         return jnp.sum(x, axis=-1)
     # The norm does not depend on the unit, so neither need its derivative.
-    unit = jax.lax.stop_gradient(_unit(x))
+    unit = jax.lax.stop_gradient(unit_of(x))
     total = jnp.sum((x / unit) ** p, axis=-1)
     root = jnp.where(total == 0, 1, total) ** (1 / p)  # both branches of a `where` are differentiated
     return unit[..., 0] * jnp.where(total == 0, 0, root)
 
 
+@in_single
 def dual_vector(g: Float[Array, "*rows n"], p: float) -> Float[Array, "*rows n"]:
     """The maximiser of <g, eta> over |eta|_p <= 1 along the last axis, where <g, eta> = |g|_{p*}.
 
@@ -69,11 +97,12 @@ def dual_vector(g: Float[Array, "*rows n"], p: float) -> Float[Array, "*rows n"]
         place = jax.lax.broadcasted_iota(jnp.int32, g.shape, g.ndim - 1)
         largest = jnp.where(size == jnp.max(size, axis=-1, keepdims=True), place, g.shape[-1])
         return jnp.where(place == jnp.min(largest, axis=-1, keepdims=True), jnp.sign(g), 0)
-    power = (size / _unit(size)) ** (1 / (p - 1))
+    power = (size / unit_of(size)) ** (1 / (p - 1))
     total = jnp.sum(power**p, axis=-1, keepdims=True)  # of largest term 1
     return jnp.sign(g) * power / jnp.where(total == 0, 1, total) ** (1 / p)
 
 
+@in_single
 def maximise_linear(
     g: Float[Array, "*rows n"],
     radius: Float[ArrayLike, "*#rows"],
@@ -103,7 +132,7 @@ def maximise_linear(
     Source: the conditions of Karush, Kuhn and Tucker; ours.
     """
     p = check_exponent("p", p)
-    radius, box = _ball(g, radius), _box(g, lower, upper)
+    radius, box = read_ball(g, radius), read_box(g, lower, upper)
     if box is None:
         return radius * dual_vector(g, p)
     # Along sign(g) and in units of the radius, beyond which no coordinate can go.
@@ -130,103 +159,13 @@ def maximise_linear(
     return jnp.clip(jnp.sign(g) * size * radius, *box)
 
 
-def project(
-    x: Float[Array, "*rows n"],
-    radius: Float[ArrayLike, "*#rows"],
-    p: float,
-    lower: Float[ArrayLike, "..."] | None = None,
-    upper: Float[ArrayLike, "..."] | None = None,
-) -> Float[Array, "*rows n"]:
-    """The point nearest to x, in Euclidean distance, of {|eta|_p <= radius, lower <= eta <= upper}.
-
-    eta_j = clip(y_j, lower_j, upper_j) where |y_j| + lambda p |y_j|^(p-1) = |x_j| (for p = 1,
-    |y_j| = max(|x_j| - lambda, 0)) with y_j of the sign of x_j, and the smallest lambda >= 0 for which |eta|_p fits.
-    p = inf clips; p = 2 is `maximise_linear(x, ...)` where x is outside; else lambda is bisected to rounding.
-
-    Args:
-        x: a vector [n], or rows of them.
-        radius: of the ball, >= 0; one for all or one for each row.
-        p: exponent of the ball, in [1, inf].
-        lower: the box from below, <= 0, of any shape that broadcasts to that of x; None is -inf.
-        upper: the box from above, >= 0, likewise; None is inf.
-
-    Returns:
-        eta, inside the box exactly and inside the ball up to rounding; x itself where x is inside both.
-
-    Raises:
-        ValueError: `p` is not a number in [1, inf]; a concrete radius < 0, or a box without 0.
-
-    Source: the conditions of Karush, Kuhn and Tucker; for p = 1 Duchi et al. 2008; the box and other p are ours.
-    """
-    p = check_exponent("p", p)
-    radius, box = _ball(x, radius), _box(x, lower, upper)
-    boxed = x if box is None else jnp.clip(x, *box)
-    if p == math.inf:
-        return jnp.clip(boxed, -radius, radius)
-    if p == 2:  # along x, wherever the box lets it
-        eta = x if box is None else maximise_linear(x, radius[..., 0], p, lower, upper)
-    else:
-        eta = _shrink(x, boxed, radius, p)
-    # A hair inside, so that its norm, summed again in another order, is not found outside.
-    norm, most = vector_norm(eta, p)[..., None], radius * (1 - 2 * jnp.finfo(x.dtype).eps)
-    eta = eta * jnp.minimum(most / jnp.where(norm > 0, norm, 1), 1)
-    return jnp.where(vector_norm(boxed, p)[..., None] <= radius, boxed, eta)
-
-
-def _shrink(x: Array, boxed: Array, radius: Array, p: float) -> Array:
-    """The projection of an x outside, for p other than 2 and inf; `boxed` is x inside the box, `radius` a column.
-
-    In units of the largest |x_j|. Bisected is a scalar k with which all sizes |eta_j| grow.
-    """
-    size, unit = jnp.abs(x), _unit(jnp.abs(x))
-    radius, room = radius / unit, jnp.abs(boxed) / unit
-    precision = jnp.finfo(x.dtype)
-    if p == 1:
-        # k is the largest |y_j|: far outside, a small one would be lost in a difference |x_j| - lambda.
-        behind = (unit - size) / unit
-        low, high = radius / x.shape[-1], jnp.ones_like(radius)
-
-        def sizes(k):
-            return jnp.clip(k - behind, 0, room)
-    else:
-        # y + mu y^(p-1) = a is solved for v = ln y, in which its logarithm is convex with slopes between 1 and p - 1:
-        # Newton's method from above never passes the root. mu = k^-degree, so that k stays near 1.
-        size = size / unit
-        log_size = jnp.log(jnp.where(size == 0, 1, size))
-        degree = max(1.0, p - 1)
-        newton_steps = NEWTON_STEPS + math.ceil(abs(math.log(p - 1)))
-        # y <= (a / mu)^(1/(p-1)) shows a mu at which eta fits, y >= a - mu a^(p-1) one at which it does not.
-        low = (radius / vector_norm(size ** (1 / (p - 1)), p)[..., None]) ** min(1.0, p - 1)
-        high = precision.eps * vector_norm(room, p) / vector_norm(size ** (p - 1), p)
-        high = jnp.where(high == 0, 1, high)[..., None] ** (-1 / degree)
-
-        def sizes(k):
-            log_mu = -degree * jnp.log(k)
-
-            def newton(_, v):
-                bend = log_mu + (p - 2) * v
-                return v - (v + jax.nn.softplus(bend) - log_size) / (1 + (p - 2) * jax.nn.sigmoid(bend))
-
-            start = jnp.minimum(log_size, (log_size - log_mu) / (p - 1))
-            return jnp.minimum(jnp.exp(jax.lax.fori_loop(0, newton_steps, newton, start)), room)
-
-    def halve(_, bracket):
-        low, high = bracket
-        middle = jnp.sqrt(low) * jnp.sqrt(high)
-        fits = vector_norm(sizes(middle), p)[..., None] <= radius
-        return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
-
-    low, _ = jax.lax.fori_loop(0, precision.nmant + 8, halve, (jnp.maximum(low, precision.tiny), high))
-    return jnp.sign(x) * jnp.minimum(sizes(low) * unit, jnp.abs(boxed))
-
-
-def _unit(size: Array) -> Array:
+def unit_of(size: Array) -> Array:
     """The largest of each row of absolute values as a column [*rows, 1], 1 where it cannot be divided by."""
     largest = jnp.max(size, axis=-1, keepdims=True)
     return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
 
 
-def _ball(x: Array, radius: ArrayLike) -> Array:
+def read_ball(x: Array, radius: ArrayLike) -> Array:
     """The radius of each row as a column [*rows, 1]."""
     known = concrete(radius)
     if known is not None and np.any(known < 0):
@@ -234,7 +173,7 @@ def _ball(x: Array, radius: ArrayLike) -> Array:
     return jnp.broadcast_to(jnp.asarray(radius, x.dtype), x.shape[:-1])[..., None]
 
 
-def _box(x: Array, lower: ArrayLike | None, upper: ArrayLike | None) -> tuple[Array, Array] | None:
+def read_box(x: Array, lower: ArrayLike | None, upper: ArrayLike | None) -> tuple[Array, Array] | None:
     """The box with the shape of x; None where there is none."""
     if lower is None and upper is None:
         return None

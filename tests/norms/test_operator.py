@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mftadv.network import init
 from mftadv.norms import _operator, exact_operator_norm, has_exact_operator_norm, operator_norm
+from mftadv.spec import NetworkSpec
 
 INF = math.inf
 EXPONENTS = (1, 1.5, 2, 3.7, 100, INF)
@@ -179,6 +181,20 @@ def test_the_key_draws_the_starts():
     assert operator_norm(matrix, INF, 1).lower >= max(lower)
 
 
+def test_starts_are_independent_of_a_network_of_the_same_key():
+    """None of the random starts is along a row of the network, as the first would be along row 0 of P_in."""
+    spec, key = NetworkSpec(1000, 2, 20, 1), jax.random.key(0)
+    rows = np.concatenate([init(key, spec).frozen.embedding.entries, jax.random.normal(key, (1, 1000))])
+    starts = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_operator, "_starts", lambda matrix, p, q, random: starts.append(random) or random)
+        operator_norm(jnp.ones((2, 1000)), 3, 1.5, key, restarts=8)
+    starts = np.asarray(starts[0])
+    cosines = starts @ rows.T / np.linalg.norm(starts, axis=1)[:, None] / np.linalg.norm(rows, axis=1)
+    assert starts.shape == (8, 1000)
+    assert np.max(np.abs(cosines)) < 6 / math.sqrt(1000)
+
+
 def test_errors(unchecked):
     matrix = jnp.ones((2, 3))
     for p, q, name in ((0.5, 2, "p"), (2, 0.5, "q"), (math.nan, 2, "p"), (2, True, "q")):
@@ -189,3 +205,6 @@ def test_errors(unchecked):
             operator_norm(bad, 3, 1.5)
     with pytest.raises(ValueError, match="restarts: expected a positive integer, got 0"):
         operator_norm(matrix, 3, 1.5, restarts=0)
+    for p in (1, 3):
+        with pytest.raises(ValueError, match="key: expected a key"):
+            operator_norm(matrix, p, 1.5, 0)
