@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: validate bounds test lint bench quality clean
+.PHONY: validate bounds check test lint bench quality clean
 
 validate: $(VENV)/.cli
 	$(BIN)/mftadv validate
 
 bounds: $(VENV)/.cli
 	$(BIN)/mftadv bounds
+
+# what one runs between edits
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -n auto -m "not slow and not law"
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto
@@ -26,7 +31,7 @@ quality: $(VENV)/.peers
 	$(BIN)/python -m benchmarks.quality
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest .pytest_cache .ruff_cache .hypothesis .jax_cache *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

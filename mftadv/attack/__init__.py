@@ -3,7 +3,15 @@
 from mftadv.attack._attack import Attack, named_attack
 from mftadv.attack._exact import ExactLoss, exact_adversarial_loss
 from mftadv.attack._loss import AdversarialLoss, adversarial_loss, capacity_for
-from mftadv.attack._pieces import Ascent, LinearStarts, PowerMethod, RandomStarts, Vertices
+from mftadv.attack._pieces import (
+    Ascent,
+    LinearStarts,
+    OutputStarts,
+    PowerMethod,
+    RandomStarts,
+    SteepestAscent,
+    Vertices,
+)
 
 __all__ = [
     "AdversarialLoss",
@@ -11,8 +19,10 @@ __all__ = [
     "Attack",
     "ExactLoss",
     "LinearStarts",
+    "OutputStarts",
     "PowerMethod",
     "RandomStarts",
+    "SteepestAscent",
     "Vertices",
     "adversarial_loss",
     "capacity_for",

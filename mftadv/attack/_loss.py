@@ -24,6 +24,9 @@ from mftadv.oracle import Function, Source
 from mftadv.spec import NetworkSpec, check_exponent, concrete, key_for, representable
 
 
+_CLOSE = 1e-2  # how near, relatively, two values are to be that are taken to be those of one maximum
+
+
 class AdversarialLoss(NamedTuple):
     """What an attack found at each input, and how far to trust it. Only `value` and `jacobian` have derivatives.
 
@@ -39,13 +42,13 @@ class AdversarialLoss(NamedTuple):
         nonfinite: the number of evaluations that were nan or infinite; they enter nothing else.
         network: the network to use next, None where the old one serves.
         jacobian: J(x), where the attack's starts use it (those of the presets do), else None.
-        stalled: whether the last quarter of the steps gained less than a part in a thousand.
+        stalled: whether the last quarter of the steps gained less than 1%.
         restarts: the best value of each start.
         zero_gradients: the share of evaluations whose gradient was exactly 0: 1 for a function that is constant around
             all of them, or that hides its gradient (a hard threshold, a saturated sigmoid).
-        rounding: how much of the value may be rounding, the q-norm of r (|f(x)| + |J| |x|) with r the precision of x
-            (without J(x): of r |f(x)|), since a plain function is subtracted; 0 for a network, which propagates the
-            difference itself.
+        rounding: how much of the value may be rounding, in float32 at least: the q-norm of r (|f(x)| + |J| |x|) with r
+            the precision of x (without J(x): of r |f(x)|), since a plain function is subtracted; 0 for a network, which
+            propagates the difference itself.
     """
 
     value: Float[Array, "*B"]
@@ -106,7 +109,7 @@ def adversarial_loss(
         p: exponent of the perturbation's norm, any number in [1, inf] (static).
         q: exponent of the output's norm, any number in [1, inf] (static).
         key: of random starts; independent of the draws of other functions, also with the same key.
-        attack: "default" (about 220 evaluations of f at each input), "thorough" (about 5,000), "frugal" (9, for
+        attack: "default" (about 400 evaluations of f at each input), "thorough" (about 5,000), "frugal" (9, for
             matrix-free networks, whose cost is the square of this number), or an `Attack` (static); for p = 1 the
             first two start at the best vertices of the ball too.
         box: (lower, upper), numbers or arrays that broadcast to x, between which x + eta is to stay; None for a side
@@ -164,9 +167,9 @@ def adversarial_loss(
     evaluations = candidates.value.shape[-1] * history.shape[-1]
     zero_gradients = candidates.zero_gradients.astype(dtype) / evaluations
     rounding = jnp.zeros_like(best) if isinstance(source, Network) else _rounding(problem, x)
-    stalled = best - history[..., (3 * history.shape[-1]) // 4] <= 1e-3 * best
-    trusted = stalled & (candidates.nonfinite == 0) & (zero_gradients < 1) & (best > rounding)
-    converged = defined & ((radius == 0) | (trusted & (best - second <= 1e-2 * best)))
+    stalled = best - history[..., (3 * history.shape[-1]) // 4] <= _CLOSE * best
+    trusted = stalled & (candidates.nonfinite == 0) & (zero_gradients < 1) & (best.astype(rounding.dtype) > rounding)
+    converged = defined & ((radius == 0) | (trusted & (best - second <= _CLOSE * best)))
     value = _at_fixed_perturbation(q, source, x, eps, perturbation, best)
     return AdversarialLoss(
         jnp.where(defined, value, jnp.nan),
@@ -222,9 +225,12 @@ def _two_largest(values: Array) -> tuple[Array, Array, Array]:
 
 
 def _rounding(problem: Problem, x: Array) -> Array:
-    size = jnp.abs(problem.base.output)
+    def single(values):  # half precision reduces in float32
+        return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+    size = jnp.abs(single(problem.base.output))
     if problem.jacobian is not None:
-        size = size + jnp.sum(jnp.abs(problem.jacobian * x[..., None, :]), axis=-1)
+        size = size + jnp.sum(jnp.abs(single(problem.jacobian) * single(x)[..., None, :]), axis=-1)
     return jnp.finfo(x.dtype).eps * vector_norm(size, problem.q)
 
 
@@ -265,8 +271,9 @@ def capacity_for(
     all of them, one after the other, on the network that each returns.
 
     Memory and time of a network grow as L N (inputs + cotangents) and as L N (inputs + cotangents)^2. At N = 10^5,
-    L = 10 and one input, an attack takes about 1 GB with "frugal" (9 evaluations) and five times that with "default"
-    (100 evaluations), and some 40 times as long: "frugal" is the preset for matrix-free networks.
+    L = 10 and one input, an attack by "frugal" (9 evaluations) takes about 1 GB; "default" (300 without its scored
+    starts, which a matrix-free network leaves out) takes some 30 times that, and 1,000 times as long: "frugal" is the
+    preset for matrix-free networks.
 
     Args:
         spec: the law of the network.
@@ -305,14 +312,10 @@ def _run(problem: Problem, network: Any, starts: Array, attack: Attack) -> tuple
     """Evaluate the candidates, move them by the rule of the step, and so on; the best value after each evaluation."""
     rules = attack.rules
     schedule = tuple(jnp.asarray(values, jnp.int32) for values in attack.schedule())
-    starts = starts.reshape(*starts.shape[:-2], -1, attack.rounds, starts.shape[-1])
-    candidates = start(network, starts[..., 0, :])
+    candidates = start(network, starts)
 
     def step(carry, now):
-        (candidates, memories), (which, number, at_start) = carry, now
-        if attack.rounds > 1:
-            chosen = jnp.take(starts, jnp.maximum(at_start, 0), axis=-2)
-            candidates = candidates._replace(eta=jnp.where(at_start >= 0, chosen, candidates.eta))
+        (candidates, memories), (which, number) = carry, now
         candidates, values, gradient = evaluate(problem, candidates)
 
         def move(i):

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mftadv import oracle
+from mftadv.matrices import matmul_precision
 from mftadv.network import Evaluation, Network
 from mftadv.norms import dual_vector, maximise_linear, maximising_vector, project, vector_norm
 from mftadv.oracle import Function
@@ -145,8 +146,9 @@ class LinearStarts:
             v = jnp.where(known[..., None], v, dual_vector(random[0], problem.p))[..., None, :]
             both = jnp.concatenate([v, -v][: self.count], axis=-2) * problem.eps[..., None]
             return network, both
-        w = dual_vector(jnp.squeeze(jacobian @ v[..., None], -1), dual_exponent(problem.q))[..., None, :]
-        row = jnp.where(known[..., None, None], w @ jacobian, random[0])
+        image = jnp.squeeze(jnp.matmul(jacobian, v[..., None], precision=matmul_precision()), -1)
+        w = dual_vector(image, dual_exponent(problem.q))[..., None, :]
+        row = jnp.where(known[..., None, None], jnp.matmul(w, jacobian, precision=matmul_precision()), random[0])
         return network, _best_response(problem, jnp.concatenate([row, -row][: self.count], axis=-2))
 
 
@@ -176,11 +178,7 @@ class RandomStarts:
         points, d = problem.base.output.shape[:-1], problem.input_dim
         directions = jnp.moveaxis(normals.reshape(-1, *points, d), 0, -2)
         among = self.among if network is None else 1
-        directions = directions[..., : self.count * among, :]
-        inside = directions / vector_norm(directions, problem.p)[..., None] * problem.eps[..., None]
-        inside = inside if problem.box[0] is None else jnp.clip(inside, *problem.box)
-        corner = (np.arange(self.count * among) % 2 == 0)[:, None]
-        eta = jnp.where(corner, _best_response(problem, directions), inside)
+        eta = self._points(problem, directions[..., : self.count * among, :])
         if among == 1:
             return network, eta
         network, scores = _scores(problem, network, eta, lambda eta: eta)
@@ -188,6 +186,39 @@ class RandomStarts:
         largest = jnp.argmax(scores, axis=-1, keepdims=True)
         best = jax.lax.broadcasted_iota(largest.dtype, scores.shape, scores.ndim - 1) == largest
         return network, jnp.sum(jnp.where(best[..., None], eta, 0), axis=-2)
+
+    def _points(self, problem: Problem, directions: Array) -> Array:
+        """The points of these directions [*B, n, d]."""
+        inside = directions / vector_norm(directions, problem.p)[..., None] * problem.eps[..., None]
+        inside = inside if problem.box[0] is None else jnp.clip(inside, *problem.box)
+        return jnp.where(_every_other(directions), _best_response(problem, directions), inside)
+
+
+def _every_other(rows: Array) -> np.ndarray:
+    return (np.arange(rows.shape[-2]) % 2 == 0)[:, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputStarts(RandomStarts):
+    """Random best responses, for every other one to the gradient at x of a random combination of the outputs.
+
+    The combination is the one that J u singles out, for a random direction u: the maximiser of <w, J u> over
+    |w|_q* <= 1. Where there is one output, its gradient is that of `LinearStarts`, and all are random instead.
+
+    Source: Tashiro, Song and Ermon 2020, "Diversity can be transferred: output diversification for white- and black-box
+    attacks" (random outputs).
+    """
+
+    uses_jacobian: ClassVar = True
+
+    def _points(self, problem: Problem, directions: Array) -> Array:
+        jacobian, precision = problem.jacobian, matmul_precision()
+        if jacobian.shape[-2] > 1:
+            images = jnp.matmul(directions, jnp.swapaxes(jacobian, -1, -2), precision=precision)
+            gradients = jnp.matmul(dual_vector(images, dual_exponent(problem.q)), jacobian, precision=precision)
+            finite = jnp.all(jnp.isfinite(jacobian), axis=(-2, -1))[..., None, None]
+            directions = jnp.where(finite, jnp.where(_every_other(directions), gradients, directions), directions)
+        return _best_response(problem, directions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,6 +284,39 @@ class PowerMethod:
 
 
 @dataclasses.dataclass(frozen=True)
+class SteepestAscent:
+    """Projected ascent in the direction that is steepest in the p-norm, by steps that shrink to 0.
+
+    eta <- P(eta + 2 eps (1 - t/T)^2 v), t = 0 ... T - 1, with v the maximiser of <g, v> over |v|_p <= 1 (sign steps for
+    p = inf) and P the Euclidean projection. Long first steps cross many regions, so that many starts of few steps find
+    more than few starts of many steps. A candidate that has never had a finite value is halved instead.
+    """
+
+    steps: int
+
+    def __post_init__(self):
+        check_positive("steps", self.steps)
+
+    def memory(self, problem: Problem, candidates: Candidates) -> Any:
+        return ()
+
+    def __call__(self, problem: Problem, candidates: Candidates, values, gradient, memory, number):
+        size = 2 * problem.eps * (1 - number.astype(values.dtype) / self.steps) ** 2
+        moved = candidates.eta + size[..., None] * dual_vector(gradient, problem.p)
+        return _nearer_where_lost(candidates, values, _into_ball(problem, moved)), memory
+
+
+def _into_ball(problem: Problem, eta: Array) -> Array:
+    return project(eta, problem.eps, problem.p, *problem.box)
+
+
+def _nearer_where_lost(candidates: Candidates, values: Array, moved: Array) -> Array:
+    """Half of each candidate that has never had a finite value, the others where they moved."""
+    lost = ~jnp.isfinite(values) & (candidates.value == 0)
+    return jnp.where(lost[..., None], candidates.eta / 2, moved)
+
+
+@dataclasses.dataclass(frozen=True)
 class Ascent:
     """Projected ascent with momentum, from the best of each candidate, whose steps shrink by the schedule of APGD.
 
@@ -286,15 +350,11 @@ class Ascent:
         settled = jnp.where(interval > 0, size, settled[0]), jnp.where(interval > 0, value, settled[1])
         settled = settled[0], jnp.where(first, -1, settled[1])
         size, rises = jnp.where(halve, size / 2, size), jnp.where(interval > 0, 0, rises)
-        moved = self._project(problem, eta + size[..., None] * dual_vector(gradient, 2))
-        moved = self._project(problem, eta + 0.75 * (moved - eta) + 0.25 * (eta - before))
+        moved = _into_ball(problem, eta + size[..., None] * dual_vector(gradient, 2))
+        moved = _into_ball(problem, eta + 0.75 * (moved - eta) + 0.25 * (eta - before))
         back = (halve | (first & ~(values >= value)))[..., None]
         moved, before = jnp.where(back, candidates.best, moved), jnp.where(back, candidates.best, eta)
-        lost = ~jnp.isfinite(values) & (value == 0)
-        return jnp.where(lost[..., None], eta / 2, moved), (before, values, size, rises, settled)
-
-    def _project(self, problem: Problem, eta: Array) -> Array:
-        return project(eta, problem.eps, problem.p, *problem.box)
+        return _nearer_where_lost(candidates, values, moved), (before, values, size, rises, settled)
 
 
 def _intervals(steps: int) -> np.ndarray:

@@ -47,7 +47,7 @@ class Bounds(_options.NetworkOptions):
     q: tuple[float, ...] = (1.0, 2.0, math.inf)
     """Exponents of the output's norm."""
     eps: tuple[_options.Quotient, ...] = (0.1, 0.3, 1.0, 3.0)
-    """Sizes of the perturbation in its p-norm, numbers or quotients such as 8/255; the second part takes the smallest."""
+    """Sizes of the perturbation in its p-norm, numbers or quotients (8/255); the second part takes the smallest."""
     dims: tuple[int, ...] = (16, 64, 256)
     """Input dimensions d of the second part."""
     outputs: tuple[int, ...] = (1, 4, 16)
