@@ -19,6 +19,7 @@ POWERS = (1.0, 2.0, math.inf)
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
+@pytest.mark.slow
 def test_task(name, unchecked):
     benchmark = dataclasses.replace(tasks.TASKS[name](quick=True), rounds=2)
     record = json.loads(json.dumps(harness.measure(benchmark, judged=False)))
@@ -81,6 +82,7 @@ def linear_problem():
 
 
 @pytest.mark.parametrize("p", POWERS)
+@pytest.mark.slow
 def test_pgd_by_hand_solves_a_linear_problem(p):
     a, x, eps, loss = linear_problem()
     eta = jax.jit(lambda key: plain.pgd(lambda x: (a @ x)[None], x, eps, p, 2, key, steps=40, restarts=2))(
@@ -91,6 +93,7 @@ def test_pgd_by_hand_solves_a_linear_problem(p):
 
 
 @pytest.mark.parametrize("p", POWERS)
+@pytest.mark.slow
 def test_starts_of_pgd_are_uniform_in_the_ball(p):
     d, keys = 5, jax.random.split(jax.random.key(0), 4000)
     points = np.asarray(jax.vmap(lambda key: plain.DESCENT[p][0](key, (d,)))(keys))
@@ -105,6 +108,7 @@ def test_starts_of_pgd_are_uniform_in_the_ball(p):
 
 
 @pytest.mark.parametrize("p", POWERS)
+@pytest.mark.slow
 def test_libraries_solve_a_linear_problem(p):
     peers = pytest.importorskip("benchmarks.peers")
     a, x, eps, loss = linear_problem()
@@ -119,6 +123,7 @@ def test_libraries_solve_a_linear_problem(p):
 
 
 @pytest.mark.parametrize("model", [plain.mlp, plain.conv])
+@pytest.mark.slow
 def test_torch_computes_the_same_logits(model):
     peers = pytest.importorskip("benchmarks.peers")
     params = plain.draw(trained.MODELS[model], jax.random.key(0))
@@ -129,6 +134,7 @@ def test_torch_computes_the_same_logits(model):
     np.testing.assert_allclose(harness.to_numpy(theirs), ours, atol=1e-5 * np.abs(ours).max())
 
 
+@pytest.mark.slow
 def test_gradients_are_counted(unchecked):
     valued, pulled = collections.Counter(), collections.Counter()
 
@@ -155,6 +161,7 @@ def test_gradients_are_counted(unchecked):
     assert 0 <= plain.gradients_taken(attack, 2, 3, 2) - counted <= 3
 
 
+@pytest.mark.slow
 def test_attacks_on_trained_networks(unchecked):
     with jax.numpy_dtype_promotion("standard"):  # optax promotes
         found = list(trained.against_trained(1, 2, 20, [plain.mlp], [math.inf], libraries=harness.HAS_TORCH))

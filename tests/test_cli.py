@@ -40,6 +40,7 @@ def claims(record):
     return [claim for at in record["inputs"] for claim in at["claims"]]
 
 
+@pytest.mark.slow
 def test_validate_writes_what_it_says(run, tmp_path):
     status, out, err = run(*SMALL, "--draws")
     assert (status, err) == (0, "")
@@ -73,6 +74,7 @@ def test_validate_writes_what_it_says(run, tmp_path):
         ["--data", "gaussian", "--input-dim", "1", "--inputs", "1"],
     ],
 )
+@pytest.mark.slow
 def test_everything_that_should_hold_holds(run, tmp_path, options):
     status, _, _ = run(*SMALL, *options, "--out", "here")
     assert status == 0
@@ -84,6 +86,7 @@ def test_everything_that_should_hold_holds(run, tmp_path, options):
         assert all((claim["measured"], claim["verdict"]) == (0, "holds") for claim in shift)
 
 
+@pytest.mark.slow
 def test_residual_shows_the_published_law_failing_beside_the_corrected_one(run, tmp_path):
     status, out, _ = run("--block", "residual", "--width", "64", "--depth", "3", "--networks", "9000", "--out", "r",
                          "--weight-variance", "1.0", "--bias-variance", "0.05", "--inputs", "1")  # fmt: skip
@@ -96,6 +99,7 @@ def test_residual_shows_the_published_law_failing_beside_the_corrected_one(run, 
     assert "skip and branch correlate" in out
 
 
+@pytest.mark.slow
 def test_a_theory_five_percent_off_is_caught(run, monkeypatch):
     variance = theory.jacobian_variance
     monkeypatch.setattr(theory, "jacobian_variance", lambda spec: 1.05 * variance(spec))
@@ -104,12 +108,14 @@ def test_a_theory_five_percent_off_is_caught(run, monkeypatch):
     assert " fails" in out
 
 
+@pytest.mark.slow
 def test_few_networks_are_underpowered_and_say_so(run):
     status, out, _ = run("--width", "24", "--depth", "2", "--networks", "4")
     assert status == 0
     assert "underpowered (sees" in out
 
 
+@pytest.mark.slow
 def test_dry_run_computes_and_writes_nothing(run, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep.Draws, "__iter__", lambda self: pytest.fail("drew networks"))
     status, out, _ = run("--dry-run")
@@ -159,6 +165,7 @@ def test_bad_usage_is_one_line_before_any_computing(run, tmp_path, monkeypatch, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_existing_result_is_refused_and_overwritten_when_told(run, tmp_path):
     assert run(*SMALL, "--out", "here")[0] == 0
     status, _, err = run(*SMALL, "--out", "here")
@@ -197,6 +204,7 @@ def test_bounds_writes_what_it_says(run, tmp_path, monkeypatch):
     assert "5 holds, 5 fails, as predicted" in out
 
 
+@pytest.mark.slow
 def test_bounds_without_matrices_and_a_wrong_bound(run, tmp_path, monkeypatch):
     true = theory.finite_width_bound
     monkeypatch.setattr(theory, "finite_width_bound", lambda *args: 0.25 * true(*args))
@@ -209,6 +217,7 @@ def test_bounds_without_matrices_and_a_wrong_bound(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("broken", "verdict"), [(0, "holds"), (1, "fails")])
+@pytest.mark.slow
 def test_an_attack_that_broke_down_holds_nothing(broken, verdict):
     spec, xs, loss = NetworkSpec(4, 2, 24, 2), np.ones((1, 4)), np.linspace(0.1, 0.2, 99)[:, None]
     predicted = bounds.predictions(spec, xs, 1.0, 2.0, 2.0)

@@ -211,6 +211,7 @@ def spreads():
     return {c.quantity: c.standard_error * math.sqrt(n) for c in claims if c.kind != "distance"}
 
 
+@pytest.mark.law
 def test_a_table_of_true_claims_keeps_its_family_error():
     rng, repetitions, level = np.random.default_rng(2), 500, 0.05
     tables = [table(rng, 600, spreads=spreads()) for _ in range(repetitions)]
@@ -225,6 +226,7 @@ def test_a_table_of_true_claims_keeps_its_family_error():
 
 
 @pytest.mark.parametrize("wrong", [1.05, 0.95])
+@pytest.mark.slow
 def test_a_claim_that_is_five_percent_wrong_is_caught_with_the_planned_networks(wrong):
     rng, repetitions, level = np.random.default_rng(3), 120, 1e-3
     spread = math.sqrt(1.1 * (1 + 2 / 16) - 1)

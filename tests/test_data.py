@@ -173,6 +173,7 @@ WRITERS = {
         np.float64, st.tuples(st.integers(1, 4), st.integers(2, 5)), elements=st.floats(0.5, 1e9)
     ).map(lambda values: values * (-1) ** np.arange(values.shape[1]))
 )
+@pytest.mark.slow
 def test_round_trip(tmp_path_factory, name, values):
     path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(WRITERS[name](values))

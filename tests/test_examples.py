@@ -56,6 +56,7 @@ def factor(width, c=5.0, scale=1.0):
     return ((1 + 2 / width) * (1 + c / width) ** DEPTH) ** scale
 
 
+@pytest.mark.slow
 def test_width_measures_what_theory_says(points):
     for quantity in ("(a) excess kurtosis", "(b) 1 - E r", "(c) 1->2, K=1", "(c) 2->2, K=1", "(c) inf->2, K=1"):
         assert max(z(points, quantity)) < 4

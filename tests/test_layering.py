@@ -72,6 +72,7 @@ def test_every_closed_form_names_its_source(name):
     assert "Source:" in getattr(mftadv.theory, name).__doc__ or name == "ResidualLaw"
 
 
+@pytest.mark.slow
 def test_library_code_has_no_bare_assert_and_no_private_jax():
     for file in FILES:
         text = file.read_text()
@@ -79,6 +80,7 @@ def test_library_code_has_no_bare_assert_and_no_private_jax():
         assert not any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(text))), file
 
 
+@pytest.mark.slow
 def test_importing_touches_no_configuration(tmp_path):
     import os
     import subprocess

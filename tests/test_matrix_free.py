@@ -94,6 +94,7 @@ def conversation(matrix, verbs, inputs, cotangents):
 
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("shape", [(4, 8), (6, 6), (8, 4)])
+@pytest.mark.slow
 def test_every_answer_is_that_of_the_matrix_read_off_at_the_end(shape, x64):
     """Random interleavings of W and W^T, of vectors and blocks: new, repeated, dependent and zero."""
     (m, n), T, R = shape, 12, 3
@@ -134,6 +135,7 @@ def in_turn(matrix, questions):
 
 @pytest.mark.parametrize("rows", [1, 20, 200])
 @pytest.mark.parametrize("delta", [1e-1, 1e-3, 1e-4])
+@pytest.mark.slow
 def test_nearly_parallel_questions_keep_orthonormal_directions(rows, delta):
     """Two passes of Gram-Schmidt do: after one, directions of questions 1e-4 apart are far from orthogonal."""
     rng = np.random.default_rng(0)
@@ -148,6 +150,7 @@ def test_nearly_parallel_questions_keep_orthonormal_directions(rows, delta):
 
 
 @pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.slow
 def test_what_is_rounding_noise_takes_no_room(rows):
     """A residual of at most 64 eps |v| keeps no direction, at any scale of v; along axes it is exact."""
     block = lambda v: jnp.stack([v] * rows)  # noqa: E731
@@ -167,6 +170,7 @@ def test_what_is_rounding_noise_takes_no_room(rows):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.slow
 def test_what_is_not_finite_answers_nan_and_spoils_nothing_else(bad):
     rng = np.random.default_rng(0)
     good = jnp.asarray(rng.standard_normal((4, 6)), jnp.float32)
@@ -185,6 +189,7 @@ def test_what_is_not_finite_answers_nan_and_spoils_nothing_else(bad):
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e25])
+@pytest.mark.slow
 def test_the_scale_of_what_is_asked_is_no_matter(scale):
     """Squares of these overflow or vanish in single precision."""
     v = jnp.asarray(np.random.default_rng(0).standard_normal((4, 6)), jnp.float32)
@@ -265,6 +270,7 @@ WAYS = {
         ("vanilla", 7, (2,), "traced"),
     ],
 )
+@pytest.mark.slow
 def test_every_answer_is_that_of_one_dense_network(block, K, points, way, x64):
     with jax.enable_x64(x64):
         spec = make_spec(block, K=K)

@@ -133,6 +133,7 @@ def spec_of(case):
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_the_law_is_that_of_a_dense_network(case):
     p = p_values(sample(spec_of(case), 10), dense(case))
     print(case, sorted((float(v), k) for k, v in p.items())[:6])

@@ -41,6 +41,7 @@ def reference(values):
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
 @pytest.mark.parametrize(("convert", "rtol"), [(np.asarray, 1e-12), (jnp.asarray, 2e-5)])
+@pytest.mark.slow
 def test_definitions(shape, convert, rtol):
     values = draws(shape=shape)
     got = moments(convert(values))
@@ -61,6 +62,7 @@ def test_standard_error_of_the_variance():
     assert not abs(1.05 * ratio - 1) < 0.04
 
 
+@pytest.mark.slow
 def test_an_offset_of_ten_thousand_standard_deviations_in_float32():
     values = (1e4 + np.random.default_rng(2).standard_normal(20_000)).astype(np.float32)
     exact = reference(values.astype(np.float64))
@@ -89,6 +91,7 @@ def test_merging_chunks_is_the_whole_in_any_order_and_grouping(sizes, seed, offs
 
 @pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
 @pytest.mark.parametrize("scale", [1.0, 1e18])
+@pytest.mark.slow
 def test_no_draws_are_an_exact_neutral_element(convert, scale):
     empty = moments(convert(np.zeros((0, 3), np.float32)))
     some = moments(convert((scale * draws(5)).astype(np.float32)))
@@ -110,6 +113,7 @@ def test_one_draw_has_a_mean_and_no_spread():
     assert all(np.all(np.isnan(getattr(got, name))) for name in ("skewness", "kurtosis", *PROPERTIES))
 
 
+@pytest.mark.slow
 def test_equal_draws_have_no_spread_and_no_shape():
     got = moments(jnp.full((7,), 0.1))
     np.testing.assert_allclose(got.mean, 0.1, rtol=1e-7)
@@ -119,6 +123,7 @@ def test_equal_draws_have_no_spread_and_no_shape():
 
 
 @pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
+@pytest.mark.slow
 def test_nonfinite_draws_are_counted_and_masked_draws_are_not(convert):
     clean = draws(20, (2,), dtype=np.float32)
     values = np.concatenate([clean, np.full((4, 2), np.nan, np.float32)])
@@ -133,6 +138,7 @@ def test_nonfinite_draws_are_counted_and_masked_draws_are_not(convert):
     assert np.all(np.isnan(moments(convert(values[23:])).mean))
 
 
+@pytest.mark.slow
 def test_jit_vmap_and_trees_agree_with_the_eager_array():
     values = jnp.asarray(draws(32, (4, 3)))
     where = jnp.arange(32) < 30
@@ -147,6 +153,7 @@ def test_jit_vmap_and_trees_agree_with_the_eager_array():
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.int32, jnp.int8, jnp.bool_])
+@pytest.mark.slow
 def test_sums_are_never_narrower_than_float32(dtype):
     values = jnp.arange(300).astype(dtype)
     got = moments(values)
@@ -154,6 +161,7 @@ def test_sums_are_never_narrower_than_float32(dtype):
     np.testing.assert_allclose(got.mean, np.asarray(values).astype(np.float64).mean(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_double_precision_stays_and_the_host_widens():
     with jax.enable_x64(True):
         got = moments(jnp.asarray(draws()))
@@ -169,6 +177,7 @@ def test_double_precision_stays_and_the_host_widens():
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-22, 1.0, 1e20, 1e30, 1e36])
+@pytest.mark.slow
 def test_tiny_and_huge_draws_in_float32_have_the_moments_of_their_float64_sums(size):
     values = (size * np.random.default_rng(3).chisquare(1, 2400)).astype(np.float32)
     exact = reference(values.astype(np.float64))
@@ -185,6 +194,7 @@ def test_tiny_and_huge_draws_in_float32_have_the_moments_of_their_float64_sums(s
 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint32])
 @pytest.mark.parametrize("spread", [1, 3, 2**31 - 1])
+@pytest.mark.slow
 def test_integers_enter_exactly(dtype, spread):
     limits = np.iinfo(dtype)
     values = np.random.default_rng(4).integers(limits.max - spread, limits.max, 200, endpoint=True, dtype=dtype)
@@ -204,6 +214,7 @@ def test_an_integer_that_is_no_float32_is_its_own_mean(value):
     assert (got.mean, got.standard_error) == (value, 0)
 
 
+@pytest.mark.slow
 def test_chunks_in_other_units_merge():
     parts = [moments(jnp.asarray(size * draws(50), jnp.float32)) for size in (1e-12, 1.0, 1e6)]
     whole = moments(np.concatenate([size * draws(50) for size in (1e-12, 1.0, 1e6)]))

@@ -40,6 +40,7 @@ def key():
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("K", [3, 12])  # rows by pullback, columns by pushforward
+@pytest.mark.slow
 def test_linear_representation_is_the_reference(key, block, K):
     spec = make_spec(block, K=K)
     net = init(key, spec)
@@ -56,6 +57,7 @@ def test_linear_representation_is_the_reference(key, block, K):
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("K", [3, 12])
+@pytest.mark.slow
 def test_shift_by_three_routes(block, K):
     with jax.enable_x64(True):
         net = init(jax.random.key(5), make_spec(block, K=K))
@@ -68,6 +70,7 @@ def test_shift_by_three_routes(block, K):
 
 
 @pytest.mark.parametrize("K", [2, 9])
+@pytest.mark.slow
 def test_shift_is_exactly_zero_without_biases(key, K):
     net = init(key, make_spec(K=K, b2=0.0))
     rep = linear.linear_representation(net, jax.random.normal(key, (5, 7)))
@@ -77,6 +80,7 @@ def test_shift_is_exactly_zero_without_biases(key, K):
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("K", [3, 12])
 @pytest.mark.parametrize("chunk_size", [None, 1, 4, 1000])
+@pytest.mark.slow
 def test_blocks_and_chunks_are_loops(key, block, K, chunk_size):
     net = init(key, make_spec(block, K=K))
     xs = jax.random.normal(jax.random.key(1), (5, 7))
@@ -92,6 +96,7 @@ def test_blocks_and_chunks_are_loops(key, block, K, chunk_size):
     np.testing.assert_allclose(one.jacobian, block_rep.jacobian[0], rtol=2e-4, atol=5e-6)
 
 
+@pytest.mark.slow
 def test_chunks_bound_the_memory():
     spec = NetworkSpec(64, 32, 512, 4)
     net, xs = init(jax.random.key(0), spec), jnp.ones((32, 64))
@@ -105,6 +110,7 @@ def test_chunks_bound_the_memory():
     assert chunked < whole / 3
 
 
+@pytest.mark.slow
 def test_one_pass_over_the_weights():
     """A block of inputs multiplies every matrix twice, once up and once down, however many inputs it holds."""
     net = init(jax.random.key(0), make_spec(L=3))
@@ -114,6 +120,7 @@ def test_one_pass_over_the_weights():
 
 
 @pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.slow
 def test_gate_at_zero_is_open(block):
     spec = make_spec(block, d=1, K=1, N=1, L=1, s=1.0, b2=0.0, u=3.0, v=-2.0)
     net = init(jax.random.key(0), spec)
@@ -127,6 +134,7 @@ def test_gate_at_zero_is_open(block):
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("size", [1e-7, 1e-4, 0.3])
+@pytest.mark.slow
 def test_difference_is_right_however_small(block, size):
     spec = make_spec(block)
     net = init(jax.random.key(2), spec)
@@ -149,6 +157,7 @@ def test_difference_is_right_however_small(block, size):
     np.testing.assert_allclose(single.output, moved.output[0, 0], rtol=1e-5, atol=1e-6 * size)
 
 
+@pytest.mark.slow
 def test_oracle_sees_a_function_as_it_sees_a_network():
     with jax.enable_x64(True):
         net = init(jax.random.key(2), make_spec())
@@ -171,6 +180,7 @@ def test_oracle_sees_a_function_as_it_sees_a_network():
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_vmap_over_networks_is_a_loop_and_jit_is_eager():
     spec = make_spec("signed")
     keys, x = jax.random.split(jax.random.key(0), 3), jnp.linspace(-1, 1, 7)
@@ -185,6 +195,7 @@ def test_vmap_over_networks_is_a_loop_and_jit_is_eager():
             np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_leaves_of_the_spec_do_not_recompile_and_may_be_swept():
     @jax.jit
     @chex.assert_max_traces(n=1)
@@ -219,6 +230,7 @@ def test_init_has_the_variances_it_promises(block):
     assert abs(np.corrcoef(flat[0], flat[1])[0, 1]) < 4.5 / 300
 
 
+@pytest.mark.slow
 def test_draws_are_independent_of_the_reader_s_own():
     """One key for a network and for an input, directly or by split and fold_in: no cosine beyond chance."""
     key, d = jax.random.key(0), 1000
@@ -240,6 +252,7 @@ def test_repr_is_short():
     assert len(repr(net)) < 250
 
 
+@pytest.mark.slow
 def test_dtypes():
     net = init(jax.random.key(0), make_spec())
     rep = linear.linear_representation(net, np.ones(7))  # float64 data, float32 network

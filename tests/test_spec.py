@@ -48,6 +48,7 @@ def test_leaves_are_traced_and_shapes_are_not():
     assert product(NetworkSpec(**{**SHAPE, "width": 6}, weight_variance=1.0)) == 6
 
 
+@pytest.mark.slow
 def test_transformations():
     spec = NetworkSpec(**SHAPE, weight_variance=3.0, bias_variance=0.5)
     gradient = jax.grad(lambda spec: -(spec.weight_variance**2) + spec.bias_variance)(spec)

@@ -70,6 +70,7 @@ def test_a_ratio_is_the_jackknife_and_agrees_with_the_delta_method():
     assert naive != pytest.approx(delta, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_jackknife_removes_the_bias_of_a_smooth_function():
     rng = np.random.default_rng(2)
     draws = rng.exponential(size=(4000, 12))
@@ -132,6 +133,7 @@ def test_estimates_of_tiny_and_huge_entries(size):
     assert kurtosis_estimate(entries * size, size**2).value == pytest.approx(kurtosis_estimate(entries, 1.0).value)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_estimated_without_one_of_the_networks_is_not():
     pair = correlation_estimate(np.array([1.0, 2.0]), np.array([3.0, 5.0]))
     assert math.isnan(pair.value)
@@ -200,6 +202,7 @@ CLAIMS = {
 
 
 @pytest.mark.parametrize("name", CLAIMS)
+@pytest.mark.law
 def test_false_alarms_are_at_most_the_declared_rate(name):
     estimate, theory, scale = CLAIMS[name]
     rng = np.random.default_rng(6)
@@ -218,6 +221,7 @@ def test_false_alarms_are_at_most_the_declared_rate(name):
     assert rate(theory + 4 * np.median([e.standard_error for e in estimates])) > 0.6
 
 
+@pytest.mark.law
 def test_students_t_alone_would_not_keep_its_rate_for_squares():
     rng = np.random.default_rng(7)
     repetitions, level, n = 20_000, 0.001, 64
@@ -236,6 +240,7 @@ def test_students_t_alone_would_not_keep_its_rate_for_squares():
 
 
 @pytest.mark.parametrize("kurtosis", [3.0, 3.3, 6.0, 40.0])
+@pytest.mark.slow
 def test_scale_mixture_by_adaptive_quadrature(kurtosis):
     w, variance = math.log(kurtosis / 3), 0.3
 
@@ -252,6 +257,7 @@ def test_scale_mixture_by_adaptive_quadrature(kurtosis):
         assert 2 * power * tail == pytest.approx(moment, rel=1e-4)
 
 
+@pytest.mark.law
 def test_law_test_keeps_its_rate_and_sees_a_wrong_law():
     rng = np.random.default_rng(8)
     samples = [scaled_rows(rng, 200, 1, f=2.0)[0][:, 0] for _ in range(300)]
@@ -272,6 +278,7 @@ def test_law_test_keeps_its_rate_and_sees_a_wrong_law():
 
 
 @pytest.mark.parametrize(("width", "depth"), [(10, 3), (30, 10), (250, 10)])
+@pytest.mark.slow
 def test_scale_mixture_is_near_the_exact_law_of_a_relu_network(width, depth):
     scale = relu_scales(np.random.default_rng(9), 100_000, width, depth)
     x = np.linspace(0.1, 4, 40)
@@ -296,6 +303,7 @@ def test_a_skewed_scale_keeps_variance_and_kurtosis(kurtosis, skewness):
     assert fourth == pytest.approx(kurtosis * 0.09, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_skewness_of_the_logarithm_of_the_scale():
     for width, depth in ((100, 3), (300, 10)):
         logs = np.log(relu_scales(np.random.default_rng(13), 200_000, width, depth))
@@ -374,6 +382,7 @@ def networks(spec, n):
 @pytest.mark.parametrize(
     ("block", "outputs", "slope"), [("vanilla", 1, 0.0), ("vanilla", 4, 0.3), ("signed", 4, 0.0), ("residual", 1, 0.0)]
 )
+@pytest.mark.slow
 def test_predicted_spreads_are_those_of_networks(block, outputs, slope):
     spec = NetworkSpec(
         input_dim=12,
@@ -420,6 +429,7 @@ def test_predicted_spreads_are_those_of_networks(block, outputs, slope):
 
 
 @pytest.mark.parametrize("block", ["vanilla", "signed"])
+@pytest.mark.slow
 def test_spreads_of_second_moments_are_exact_at_small_width(block):
     spec = NetworkSpec(
         input_dim=6,

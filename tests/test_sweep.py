@@ -37,6 +37,7 @@ def whole():
     return sweep.monte_carlo(statistic, jax.random.key(0), SPEC, jnp.ones(5), num_networks=37, batch_size=37)
 
 
+@pytest.mark.slow
 def test_network_i_has_key_i(whole):
     keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(37)]
     loop = jax.jit(lambda key: statistic(key, SPEC, jnp.ones(5)))
@@ -48,6 +49,7 @@ def test_network_i_has_key_i(whole):
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 5, 16, 1000])
+@pytest.mark.slow
 def test_chunked_is_whole(whole, batch_size):
     seen = []
     chunked = sweep.monte_carlo(
@@ -61,6 +63,7 @@ def test_chunked_is_whole(whole, batch_size):
 
 @pytest.mark.parametrize("shape", [(4,), (2, 2)])
 @pytest.mark.parametrize("batch_size", [None, 6])
+@pytest.mark.slow
 def test_four_devices_are_one(whole, shape, batch_size):
     mesh = jax.make_mesh(shape, ("a", "b")[: len(shape)])
     assert mesh.size == 4
@@ -74,6 +77,7 @@ def test_four_devices_are_one(whole, shape, batch_size):
     assert sizes.shape == (37,)
 
 
+@pytest.mark.slow
 def test_draws_give_every_network():
     run = sweep.draws(statistic, jax.random.key(0), SPEC, jnp.ones(5), num_networks=11, batch_size=4)
     firsts, parts = zip(*run, strict=True)
@@ -83,6 +87,7 @@ def test_draws_give_every_network():
     np.testing.assert_allclose(next(iter(again))[1]["size"], parts[0]["size"][:2], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_nothing_recompiles():
     leaves = (float, np.float32, jnp.float32)
 
@@ -95,6 +100,7 @@ def test_nothing_recompiles():
         sweep.monte_carlo(traced_once, jax.random.key(i), spec, i * jnp.ones(5), float(i), num_networks=9, batch_size=4)
 
 
+@pytest.mark.slow
 def test_nonfinite_draws_are_counted_and_kept_out():
     def broken(key, spec):
         value = jax.random.normal(key)
@@ -107,6 +113,7 @@ def test_nonfinite_draws_are_counted_and_kept_out():
     np.testing.assert_allclose(est.mean, values[values <= 0.5].mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_indicators_and_integers_are_statistics():
     est = sweep.monte_carlo(lambda key, spec: jax.random.normal(key) > 0, jax.random.key(0), SPEC, num_networks=100)
     assert 0.3 < est.mean < 0.7
@@ -114,6 +121,7 @@ def test_indicators_and_integers_are_statistics():
         sweep.monte_carlo(statistic, jax.random.key(0, impl="rbg"), SPEC, jnp.ones(5))
 
 
+@pytest.mark.slow
 def test_a_run_is_extended(whole):
     run = functools.partial(sweep.monte_carlo, statistic, jax.random.key(0), SPEC, jnp.ones(5), batch_size=4)
     progress = []
@@ -125,6 +133,7 @@ def test_a_run_is_extended(whole):
         assert_same(again, whole)
 
 
+@pytest.mark.slow
 def test_the_last_index_is_that_of_the_last_key():
     def draw(key, spec):
         return jax.random.normal(key)
@@ -153,6 +162,7 @@ def test_integers_reach_the_moments_as_they_are():
     assert np.all(values == 2**24 + 1)
 
 
+@pytest.mark.slow
 def test_the_budget_decides_the_batch(monkeypatch):
     plan = lambda: sweep.draws(statistic, jax.random.key(0), SPEC, jnp.ones(5), num_networks=100)  # noqa: E731
     assert plan().batch_size == 100
@@ -167,6 +177,7 @@ def test_the_budget_decides_the_batch(monkeypatch):
         plan()
 
 
+@pytest.mark.slow
 def test_memory_is_estimated_before_the_one_compilation(monkeypatch):
     compilations = []
 
@@ -191,6 +202,7 @@ def test_memory_is_estimated_before_the_one_compilation(monkeypatch):
     assert len(compilations) == 3
 
 
+@pytest.mark.slow
 def test_no_function_is_kept_alive():
     alive = []
     for i in range(5):
@@ -220,6 +232,7 @@ class Scaled:
     [Scaled, lambda *parts: lambda *law: Scaled(*parts)(*law), lambda *parts: functools.partial(Scaled(*parts))],
     ids=["dataclass", "lambda in a loop", "partial"],
 )
+@pytest.mark.slow
 def test_equal_statistics_share_a_program(make):
     @chex.assert_max_traces(n=1)
     def traced_once(key):
@@ -286,6 +299,7 @@ def partial_argument():
 
 
 @pytest.mark.parametrize("make", [closure, default, module, attribute, bound_method, array_in_place, partial_argument])
+@pytest.mark.slow
 def test_a_change_outside_the_arguments_is_seen(make):
     function, change = make()
     run = functools.partial(sweep.monte_carlo, function, jax.random.key(0), SPEC, num_networks=2)
@@ -321,6 +335,7 @@ def test_statistics_are_compared_exactly():
     assert all(before != of(Holder()) for _ in range(9))  # one at the same address is another
 
 
+@pytest.mark.slow
 def test_second_moment_is_the_theory_and_five_percent_more_is_not():
     est = sweep.monte_carlo(statistic, jax.random.key(1), SPEC, jnp.ones(5), num_networks=60000)
     theory = 2 * 5 * (1 / 5)  # K d omega^L / d with omega = 1, exact at every width

@@ -61,6 +61,7 @@ def fails(claims, level):
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10, 30, 200])
+@pytest.mark.law
 def test_tables_of_few_narrow_networks_keep_their_family_error(n):
     repetitions, level = 60, 0.05
     drawn = list(tables(n, repetitions))
@@ -82,6 +83,7 @@ def _replace(claim, **changes):
     "estimate", [kurtosis_estimate, pair_square_estimate, lambda entries: mean_estimate(entries**2)]
 )
 @pytest.mark.parametrize("n", [2, 5, 20, 200])
+@pytest.mark.law
 def test_estimates_without_a_predicted_error_are_judged_with_care(estimate, n):
     rng, repetitions, level, factor = np.random.default_rng(22), 300, 1e-2, 4 / 3
     scales = np.exp((math.sqrt(math.log(factor)) * rng.standard_normal((repetitions, n, 1)) - math.log(factor) / 2) / 2)
@@ -95,6 +97,7 @@ def test_estimates_without_a_predicted_error_are_judged_with_care(estimate, n):
         assert sum(judged.p_value <= level for judged in judge(plain)) > limit
 
 
+@pytest.mark.slow
 def test_the_law_of_an_entry_of_narrow_networks_holds():
     factor = float(theory.finite_width_factor(SPEC))
     verdicts = []
@@ -113,6 +116,7 @@ def test_the_law_of_an_entry_of_narrow_networks_holds():
 # --- numbers that broke down -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_jacobian_that_came_out_zero_holds_nothing():
     sample = jax.tree.map(np.zeros_like, networks())._replace(shift=networks().shift)
     judged = {j.claim.quantity: j.verdict for j in judge(distribution.claims(SPEC, X, sample))}
@@ -136,6 +140,7 @@ def test_a_jacobian_that_came_out_zero_holds_nothing():
         (1e-30, np.float64, "holds"),
     ],
 )
+@pytest.mark.slow
 def test_a_loss_that_its_float_type_cannot_hold_says_nothing_of_a_bound(eps, dtype, verdict):
     spec = NetworkSpec(input_dim=6, output_dim=1, width=1000, depth=2, weight_variance=2e-4)
     predicted = bounds.predictions(spec, X[None], eps, 2.0, 2.0)

@@ -23,7 +23,6 @@ from mftadv.norms import vector_norm
 from mftadv.oracle import Function, Source
 from mftadv.spec import NetworkSpec, check_exponent, concrete, key_for, representable
 
-
 _CLOSE = 1e-2  # how near, relatively, two values are to be that are taken to be those of one maximum
 
 
@@ -153,8 +152,7 @@ def adversarial_loss(
     # One draw for all starts, since each draw takes long to compile. An attack with more starts begins with the same
     # numbers, one in half precision with the rounded ones.
     sizes = [piece.normals(tuple(points), d) for piece in attack.starts]
-    precision = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
-    normals = jax.random.normal(key, (sum(sizes),), precision).astype(dtype)
+    normals = jax.random.normal(key, (sum(sizes),), _single(dtype)).astype(dtype)
     starts = []
     for piece, some in zip(attack.starts, jnp.split(normals, np.cumsum(sizes))[:-1], strict=True):
         network, eta = piece(problem, network, some)
@@ -224,13 +222,17 @@ def _two_largest(values: Array) -> tuple[Array, Array, Array]:
     return jnp.max(values, axis=-1), jnp.max(jnp.where(winner, 0, values), axis=-1), winner
 
 
-def _rounding(problem: Problem, x: Array) -> Array:
-    def single(values):  # half precision reduces in float32
-        return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+def _single(dtype: Any) -> Any:
+    """The dtype, or float32 in place of half precision, in which sums overflow."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
-    size = jnp.abs(single(problem.base.output))
+
+def _rounding(problem: Problem, x: Array) -> Array:
+    precision = _single(x.dtype)
+    size = jnp.abs(problem.base.output.astype(precision))
     if problem.jacobian is not None:
-        size = size + jnp.sum(jnp.abs(single(problem.jacobian) * single(x)[..., None, :]), axis=-1)
+        terms = problem.jacobian.astype(precision) * x.astype(precision)[..., None, :]
+        size = size + jnp.sum(jnp.abs(terms), axis=-1)
     return jnp.finfo(x.dtype).eps * vector_norm(size, problem.q)
 
 

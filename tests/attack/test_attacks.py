@@ -43,6 +43,7 @@ def assert_sound(found, net, x, eps, p, q):
 
 @pytest.mark.parametrize(("p", "q"), [(1, INF), (1.5, 2), (2, 1), (INF, 2)])
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+@pytest.mark.slow
 def test_contract(attack, p, q):
     for eps in (2.0, 1e-1, 1e-4, 1e-7):
         found = attacked(NET, XS, eps, p, q, attack, KEY)
@@ -57,6 +58,7 @@ def test_contract(attack, p, q):
 
 
 @pytest.mark.parametrize(("p", "q"), [(1, 1), (2, INF), (INF, 2)])
+@pytest.mark.slow
 def test_a_box_is_kept(p, q):
     low, high = np.asarray(XS) - np.float32([0.0, 0.1, 0.2, 0.3, 1e6]), np.asarray(XS) + np.float32(0.15)
     for eps in (1.0, 0.01):
@@ -69,6 +71,7 @@ def test_a_box_is_kept(p, q):
 @pytest.mark.parametrize(
     ("p", "q"), [(1, 1), (1, 2), (1, INF), (2, INF), (INF, INF), (2, 2), (INF, 1), (INF, 2), (2, 1)]
 )
+@pytest.mark.slow
 def test_linear_functions_have_their_operator_norm(p, q):
     """By the default attack, in every case with a formula and every case of enumeration."""
     matrices = jax.random.normal(jax.random.key(0), (12, 3, 6))
@@ -85,6 +88,7 @@ def test_linear_functions_have_their_operator_norm(p, q):
         assert np.all(found.converged)
 
 
+@pytest.mark.slow
 def test_the_box_of_a_linear_function():
     """K = 1, p = inf: every coordinate goes to the end of its room, of either sign."""
     row, eps = jax.random.normal(jax.random.key(0), (5,)), 0.3
@@ -114,6 +118,7 @@ def linear_regions(network, x, eps, p):
     return len(np.unique(preactivations >= 0, axis=0))
 
 
+@pytest.mark.slow
 def test_quality_on_tiny_networks():
     """Ten networks of 12 neurons, in balls of three linear regions and more: what is promised of each preset."""
     spec = mf.NetworkSpec(4, 3, 6, 2, 2.0, 0.5)
@@ -139,6 +144,7 @@ def test_quality_on_tiny_networks():
     assert ratios[FGSM].mean() < 0.9  # so that the promise is one
 
 
+@pytest.mark.slow
 def test_jit_eager_functions_and_vmap_agree():
     keys = jax.random.split(KEY, 2)
     nets = jax.vmap(mf.init, (0, None))(keys, SPEC)
@@ -155,6 +161,7 @@ def test_jit_eager_functions_and_vmap_agree():
     np.testing.assert_allclose(eager.value, attacked(net, XS, 0.5, 2, 2, few, KEY).value, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_traced_does_not_compile_again():
     @jax.jit
     @chex.assert_max_traces(n=1)
@@ -177,6 +184,7 @@ def test_precision_is_that_of_the_input():
     assert found.value.dtype == found.perturbation.dtype == "float64"
 
 
+@pytest.mark.slow
 def test_a_matrix_free_network_is_attacked_within_its_capacity():
     spec, x = mf.NetworkSpec(5, 2, 400, 2, 1.8, 0.3), XS[0]
     room = mf.capacity_for(spec, adversarial_loss=1, attack=ALL)
@@ -196,6 +204,7 @@ def test_a_matrix_free_network_is_attacked_within_its_capacity():
         run(KEY, (room[0] - 1, room[1]))
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_counted_and_enters_nothing():
     def function(x):
         return jnp.where(x > 0.5, jnp.nan, x)
@@ -210,6 +219,7 @@ def test_what_is_not_finite_is_counted_and_enters_nothing():
     assert not nowhere.converged
 
 
+@pytest.mark.slow
 def test_a_candidate_that_starts_where_nothing_is_finite_comes_nearer():
     def function(x):
         return jnp.where(jnp.max(jnp.abs(x)) > 0.01, jnp.nan, x)
@@ -220,6 +230,7 @@ def test_a_candidate_that_starts_where_nothing_is_finite_comes_nearer():
     assert not found.converged
 
 
+@pytest.mark.slow
 def test_a_function_of_another_precision():
     def function(x):
         return jnp.tanh(x.astype(jnp.bfloat16))
@@ -244,6 +255,7 @@ def test_pieces_refuse_what_they_cannot_do():
             build()
 
 
+@pytest.mark.slow
 def test_a_function_that_does_not_move():
     found = attacked(jax.tree_util.Partial(lambda x: 0 * x[:2] + 3), jnp.zeros(3), 1.0, 1, 2, "default", KEY)
     assert found.value == 0
@@ -251,6 +263,7 @@ def test_a_function_that_does_not_move():
     assert found.nonfinite == 0
 
 
+@pytest.mark.slow
 def test_gradients_that_vanish_at_the_input_do_not_stop_the_attack():
     """|x|^2 has gradient 0 at 0 and is largest at the ends of the box."""
     found = attacked(jax.tree_util.Partial(lambda x: jnp.sum(x**2)[None]), jnp.zeros(4), 2.0, INF, 2, "default", KEY)

@@ -139,6 +139,7 @@ def check(net, x, eps, p, q):
 @pytest.mark.parametrize("p", [1.0, math.inf])
 @pytest.mark.parametrize("slopes", SLOPES)
 @pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.slow
 def test_is_the_best_of_all_linear_regions(block, slopes, p):
     net, x = draw(1, block, u=slopes[0], v=slopes[1])
     eps = 1.5 * float(np.linalg.norm(x, p))
@@ -151,6 +152,7 @@ def test_is_the_best_of_all_linear_regions(block, slopes, p):
 
 @pytest.mark.parametrize(("p", "q"), NORMS)
 @pytest.mark.parametrize(("N", "L", "K", "d"), [(4, 2, 3, 3), (2, 4, 2, 3), (8, 1, 1, 2), (1, 5, 4, 1)])
+@pytest.mark.slow
 def test_is_the_best_of_all_linear_regions_in_other_shapes(N, L, K, d, p, q):
     net, x = draw(2, "signed", d, K, N, L, u=0.7, v=-0.4)
     eps = float(np.linalg.norm(x, p))
@@ -160,6 +162,7 @@ def test_is_the_best_of_all_linear_regions_in_other_shapes(N, L, K, d, p, q):
 
 @pytest.mark.parametrize(("p", "q"), NORMS)
 @pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.slow
 def test_no_point_of_the_ball_does_better(block, p, q):
     net, x = draw(3, block, 3, 2, 4, 3)
     rng = np.random.default_rng(0)
@@ -169,6 +172,7 @@ def test_no_point_of_the_ball_does_better(block, p, q):
         assert 0.9 * exact.value <= searched <= exact.value * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_the_largest_networks_as_they_are_drawn():
     net, x = init(jax.random.key(0), NetworkSpec(6, 3, 10, 3, 2.0, 0.3, block="residual")), np.linspace(-1, 1, 6)
     eps = 0.5 * float(np.linalg.norm(x, 1))
@@ -192,6 +196,7 @@ def test_the_formulas_of_operator_norms():
 
 
 @pytest.mark.parametrize(("p", "q"), NORMS)
+@pytest.mark.slow
 def test_gates_frozen_at_x_are_not_the_loss(p, q):
     """The twin that must fail: a network that is taken to be linear."""
     wrong = []
@@ -204,6 +209,7 @@ def test_gates_frozen_at_x_are_not_the_loss(p, q):
 
 
 @pytest.mark.parametrize(("p", "q"), NORMS)
+@pytest.mark.slow
 def test_grows_with_eps_and_scales_with_the_input_without_biases(p, q):
     net, x = draw(5, "residual", 3, 2, 4, 2, b2=0.0)
     values = [check(net, x, eps, p, q).value for eps in (0.0, 0.3, 1.0, 3.0)]
@@ -226,6 +232,7 @@ def test_weights_and_biases_of_any_scale(scale, p, q):
 
 
 @pytest.mark.parametrize(("p", "q"), NORMS)
+@pytest.mark.slow
 def test_a_ball_far_smaller_or_larger_than_the_input(p, q):
     net, x = draw(7, "signed", 3, 2, 4, 3)
     for size, eps in ((1.0, 1e-6), (1e6, 1e-6)):  # no gate within reach
@@ -236,6 +243,7 @@ def test_a_ball_far_smaller_or_larger_than_the_input(p, q):
     np.testing.assert_allclose(check(net, 1e-6 * x, 1e6, p, q).value, origin.value, rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_gates_exactly_at_zero():
     for block, (p, q) in itertools.product(BLOCKS, NORMS):
         net, x = draw(8, block, 3, 2, 3, 2, b2=0.0)
@@ -309,6 +317,7 @@ def with_nan(net):
         (lambda net, x: (net, x * math.nan, 1.0, 1, 1), r"x: expected finite numbers \[2\], got \[nan, nan\]"),
     ],
 )
+@pytest.mark.slow
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         exact_adversarial_loss(*call(*draw(0)))

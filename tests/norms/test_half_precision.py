@@ -44,6 +44,7 @@ def dual(p):
 
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("p", [1.5, 2, 3, INF])
+@pytest.mark.slow
 def test_vectors_in_many_dimensions(half, p):
     x, wide = draw(half, DIMENSION)
     norm = np.linalg.norm(wide, p)
@@ -78,6 +79,7 @@ def test_p_1(half):
 
 
 @pytest.mark.parametrize("half", HALVES)
+@pytest.mark.slow
 def test_derivatives_keep_the_precision(half):
     x, wide = draw(half, DIMENSION)
     gradient = jax.grad(lambda x: vector_norm(x, 3))(x)
@@ -87,6 +89,7 @@ def test_derivatives_keep_the_precision(half):
 
 @pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize(("p", "q"), [(1, 2), (2, 2), (2, INF), (INF, 2), (3, 1.5)])
+@pytest.mark.slow
 def test_operator_norms(half, p, q):
     """Those of the same numbers in float32, rounded; the largest singular value is that of NumPy."""
     matrix, wide = draw(half, 2, 3, 400)

@@ -47,6 +47,7 @@ def no_enumeration(monkeypatch):
 
 @pytest.mark.parametrize("shape", [(3, 5), (1, 6), (6, 1), (5, 3)])
 @pytest.mark.parametrize(("p", "q"), PAIRS)
+@pytest.mark.slow
 def test_formula_is_reached_and_never_exceeded(shape, p, q):
     matrix = np.random.default_rng(1).standard_normal(shape)
     if not has_exact_operator_norm(p, q, shape):
@@ -70,6 +71,7 @@ def test_formula_is_reached_and_never_exceeded(shape, p, q):
 
 
 @pytest.mark.parametrize(("p", "q"), [(INF, 1), (INF, 1.5), (INF, 2), (INF, 3.7), (1.5, 1), (2, 1), (3.7, 1)])
+@pytest.mark.slow
 def test_enumeration(p, q, monkeypatch):
     sizes = [(3, 5), (5, 3), (40, 7), (3, 14)] if p == INF else [(3, 5), (5, 3), (7, 40), (14, 3)]
     for seed, shape in enumerate([*sizes, (14, 14)]):
@@ -84,6 +86,7 @@ def test_enumeration(p, q, monkeypatch):
         np.testing.assert_allclose(jitted(p, q)(matrix).lower, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_shorter_side_is_enumerated():
     for shape in ((9, 100), (100, 9)):
         matrix = np.random.default_rng(0).standard_normal(shape)
@@ -95,6 +98,7 @@ def test_the_shorter_side_is_enumerated():
 
 
 @pytest.mark.parametrize(("p", "q"), [(INF, 1), (INF, 2), (2, 1)])
+@pytest.mark.slow
 def test_bounds_enclose_what_enumeration_finds(p, q, no_enumeration):
     matrix = np.random.default_rng(7).standard_normal((50, 14, 14))
     truth = np.array([enumerated(m, p, q) for m in matrix])
@@ -121,6 +125,7 @@ def matrices_of_two_columns():
 
 
 @pytest.mark.parametrize(("p", "q"), PAIRS_WITHOUT_FORMULA)
+@pytest.mark.slow
 def test_bounds_enclose_a_scan_of_the_plane(p, q, no_enumeration):
     """The interpolated bounds are bounds, also where complex norms are larger than real ones; M^T has those of M."""
     angles = np.linspace(0, np.pi, 40001)
@@ -143,6 +148,7 @@ def test_bounds_enclose_a_scan_of_the_plane(p, q, no_enumeration):
 
 
 @pytest.mark.parametrize(("p", "q"), [(1, 2), (2, 2), (INF, 2), (3, 1.5)])
+@pytest.mark.slow
 def test_scales_and_what_is_not_finite(p, q):
     matrix = np.random.default_rng(0).standard_normal((4, 3))
     flawed = [np.where(matrix > 1, bad, matrix) for bad in (np.nan, np.inf)]
@@ -153,6 +159,7 @@ def test_scales_and_what_is_not_finite(p, q):
 
 
 @pytest.mark.parametrize(("p", "q", "exact"), [(1, 2, True), (INF, 2, True), (3, 1.5, False)])
+@pytest.mark.slow
 def test_batches_jit_and_vmap(p, q, exact):
     matrix = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4, 5)))
     key = jax.random.key(5)
@@ -172,6 +179,7 @@ def test_batches_jit_and_vmap(p, q, exact):
         assert wide.lower.dtype == wide.upper.dtype == "float64"
 
 
+@pytest.mark.slow
 def test_the_key_draws_the_starts():
     matrix = jnp.asarray(np.random.default_rng(0).standard_normal((40, 30)))
     few = jax.jit(lambda key: operator_norm(matrix, INF, 1, key, restarts=2).lower)
@@ -181,6 +189,7 @@ def test_the_key_draws_the_starts():
     assert operator_norm(matrix, INF, 1).lower >= max(lower)
 
 
+@pytest.mark.slow
 def test_starts_are_independent_of_a_network_of_the_same_key():
     """None of the random starts is along a row of the network, as the first would be along row 0 of P_in."""
     spec, key = NetworkSpec(1000, 2, 20, 1), jax.random.key(0)

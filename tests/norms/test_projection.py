@@ -38,6 +38,7 @@ def differences(function, operands, i):
 
 @pytest.mark.parametrize("boxed", [False, True], ids=["ball", "box"])
 @pytest.mark.parametrize("p", EXPONENTS)
+@pytest.mark.slow
 def test_derivatives_are_those_of_differences(p, boxed):
     """Inside the ball and outside; in x, in the radius and in the sides of the box, by both modes and by vmap."""
     radii = np.array([0.07, 0.33, 50.0])
@@ -58,6 +59,7 @@ def test_derivatives_are_those_of_differences(p, boxed):
 
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, 3])
+@pytest.mark.slow
 def test_derivatives_at_zeros(p):
     """An entry 0 stays for p < 2, shrinks as all do for p = 2, and moves freely for p > 2; radius 0 holds all."""
     x = jnp.array([0.0, 1.0, -2.0])
@@ -69,6 +71,7 @@ def test_derivatives_at_zeros(p):
 
 
 @pytest.mark.parametrize("p", [1, 1.5, 3])
+@pytest.mark.slow
 def test_second_derivatives(p):
     x = np.array([0.5, -0.3, 1.2])
     with jax.enable_x64(True):
@@ -104,6 +107,7 @@ def exact_projection(x, radius, p):
 
 @pytest.mark.parametrize("k", range(2, 8))
 @pytest.mark.parametrize("far", [1.5, 1e3, 1e6])
+@pytest.mark.slow
 def test_projection_for_p_near_1(k, far):
     """On the sphere, and at the point nearest to x, also where the differences of the largest are within the radius."""
     p = 1 + 10.0**-k

@@ -64,6 +64,7 @@ def test_vector_norm(p):
 
 
 @pytest.mark.parametrize("p", EXPONENTS)
+@pytest.mark.slow
 def test_derivative_of_the_norm_is_the_dual_vector_and_0_at_0(p):
     gradient = jax.jit(jax.grad(lambda x: vector_norm(x, p)))
     for scale in (1, 1e-12, 1e12):
@@ -75,6 +76,7 @@ def test_derivative_of_the_norm_is_the_dual_vector_and_0_at_0(p):
 
 
 @pytest.mark.parametrize("p", EXPONENTS)
+@pytest.mark.slow
 def test_dual_vector_reaches_the_dual_norm(p):
     g = draw(50, 5)
     eta = np.asarray(dual_vector(jnp.asarray(g), p), float)
@@ -86,6 +88,7 @@ def test_dual_vector_reaches_the_dual_norm(p):
 
 
 @pytest.mark.parametrize("p", [*EXPONENTS, 1 + 1e-9, 1e9])
+@pytest.mark.slow
 def test_dual_vector_at_every_magnitude(p):
     assert jnp.all(dual_vector(jnp.zeros((2, 3)), p) == 0)
     for g in ([1e-30, -3e-30, 2e-30], [1e30, -3e30, 2e30], [1e30, -1e-30, 0.0], [0.0, -1e-30, 0.0]):
@@ -97,6 +100,7 @@ def test_dual_vector_at_every_magnitude(p):
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.slow
 def test_maximiser_in_a_box_against_linear_programming(seed):
     g, radius = draw(6, seed=seed), (0.25, 0.6, 1.0, 3.0)[seed]
     eta = maximise_linear(jnp.asarray(g), radius, INF, *BOX)
@@ -120,6 +124,7 @@ def test_maximiser_against_scipy(p, radius, box):
     assert float(vector_norm(eta, p)) <= radius * (1 + 1e-6)
 
 
+@pytest.mark.slow
 def test_maximiser_goes_on_where_rooms_are_full():
     # |g_j|^(p*-1) of the second is 1e-100 of that of the first
     np.testing.assert_allclose(
@@ -136,6 +141,7 @@ def test_maximiser_goes_on_where_rooms_are_full():
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+@pytest.mark.slow
 def test_projections_of_optax(scale):
     for seed, radius in enumerate((0.01, 0.3, 1.0, 5.0, 30.0)):
         x = jnp.asarray(scale * draw(20, seed=seed), jnp.float32)
@@ -156,6 +162,7 @@ def test_projections_of_optax(scale):
 @pytest.mark.parametrize("box", [UNBOUNDED, BOX], ids=["ball", "box"])
 @pytest.mark.parametrize("p", [1.5, 2, 3.7])
 @pytest.mark.parametrize("radius", [0.2, 0.9, 2.5])
+@pytest.mark.slow
 def test_projection_against_scipy(p, radius, box):
     x = 2 * draw(6, seed=5)
     known = nearest_or_best(lambda eta: np.sum((eta - x) ** 2) / 2, lambda eta: eta - x, radius, p, box)
@@ -167,6 +174,7 @@ def test_projection_against_scipy(p, radius, box):
 @pytest.mark.parametrize("box", [UNBOUNDED, BOX], ids=["ball", "box"])
 @pytest.mark.parametrize("p", EXPONENTS[:-1])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.slow
 def test_projection_satisfies_its_conditions(p, dtype, box):
     """One lambda serves all free coordinates; one at the box wants out; one at 0 (p = 1) wants no more than it."""
     eps = float(np.finfo(dtype).eps)
@@ -204,6 +212,7 @@ NUMBERS = st.floats(-1000, 1000, width=32, allow_subnormal=False)
     radius=st.floats(0, 1000, width=32, allow_subnormal=False),
     boxed=st.booleans(),
 )
+@pytest.mark.slow
 def test_projection_properties(data, p, n, radius, boxed):
     x, y = (np.array(data.draw(st.lists(NUMBERS, min_size=n, max_size=n)), np.float32) for _ in range(2))
     upper = np.abs(np.array(data.draw(st.lists(NUMBERS, min_size=n, max_size=n)), np.float32)) if boxed else INF
@@ -228,6 +237,7 @@ def test_projection_properties(data, p, n, radius, boxed):
 
 @pytest.mark.parametrize("function", [project, maximise_linear])
 @pytest.mark.parametrize("p", [1, 1.5, 2, INF])
+@pytest.mark.slow
 def test_transformations(function, p):
     """Rows, vmap, jit and a loop agree; radii do not recompile; the dtype is kept."""
     x, radii = jnp.asarray(draw(4, 6)), jnp.array([0.1, 0.5, 2.0, 100.0])
@@ -252,6 +262,7 @@ def test_transformations(function, p):
 
 
 @pytest.mark.parametrize("p", EXPONENTS)
+@pytest.mark.slow
 def test_projection_is_free_of_scale(p):
     x, radius = draw(6), 0.3
     nearest = jitted(project, p)

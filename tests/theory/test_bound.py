@@ -51,6 +51,7 @@ def exact(spec, eps, p, q, kind, confidence, dtype):
 
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("block", ["vanilla", "residual", "signed"])
+@pytest.mark.slow
 def test_accuracy(block, x64):
     dtype, unit = (np.float64, 1e-14) if x64 else (np.float32, 1e-6)
     with jax.enable_x64(x64), mp.workdps(40):
@@ -81,6 +82,7 @@ def test_infinite_width_and_confidence():
 
 @pytest.mark.parametrize("confidence", [None, 0.9])
 @pytest.mark.parametrize(("block", "outputs"), [("vanilla", 1), ("signed", 4)])
+@pytest.mark.slow
 def test_derivatives(block, outputs, confidence):
     with jax.enable_x64(True):
         spec = NetworkSpec(30, outputs, 50, 5, 1.7, 0.1, 1.1, -0.3, block)
@@ -96,6 +98,7 @@ def test_derivatives(block, outputs, confidence):
             assert float(getattr(by_spec, name)) == pytest.approx((high - low) / (2 * h), rel=1e-7, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_sweep_over_leaves_and_eps():
     spec = NetworkSpec(30, 2, 50, 5, np.linspace(0.5, 2, 4, dtype=np.float32), block="signed")
     eps = np.geomspace(0.1, 1, 4).astype(np.float32)
@@ -110,6 +113,7 @@ def test_sweep_over_leaves_and_eps():
     np.testing.assert_allclose(mapped, each, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_edges():
     def bound(spec, eps, kind="chevet"):
         return adversarial_loss_bound(spec, eps, 2, 2, kind)
@@ -157,6 +161,7 @@ def split(spec, p, q, confidence):
         NetworkSpec(100, 1, 60, 6, 1.6, 0.0, 1.0, 0.3, "signed"),
     ],
 )
+@pytest.mark.law
 def test_coverage_of_one_output(spec):
     x, m, confidence = np.linspace(-1, 1, 100), 4000, 0.5
     samples = reference.simulate(lambda nets: reference.linear_representation(nets, x)[0][:, 0], 1, spec, m)
@@ -181,6 +186,7 @@ def test_coverage_of_one_output(spec):
         NetworkSpec(200, 5, 30, 4, 1.6, 0.2, 1.0, 0.3, "signed"),
     ],
 )
+@pytest.mark.law
 def test_coverage_of_several_outputs(spec):
     x, m = np.linspace(-1, 1, 200), 1000
 
@@ -214,6 +220,7 @@ def test_coverage_of_several_outputs(spec):
         (NetworkSpec(100, 30, 50, 10, 2.0), [1.4, 1.6, 2.1, 1.8, 1.8, 1.8]),
     ],
 )
+@pytest.mark.law
 def test_mean_norms_at_finite_width(spec, most):
     """Above the means of simulated networks, where Chevet's bound of infinite width is not, and not far above."""
     x = np.linspace(-1, 1, spec.input_dim)
@@ -237,6 +244,7 @@ def test_mean_norms_at_finite_width(spec, most):
     assert np.all(bounds < float(width_mean(spec)) * infinite * (1 + 1e-6))
 
 
+@pytest.mark.slow
 def test_finite_width_bound_limits_and_refusals():
     wide, narrow = (NetworkSpec(30, 3, width, 4, 1.7) for width in (10**8, 20))
     for p, q in ((2, 2), (1.5, 1), (INF, 2)):
@@ -260,6 +268,7 @@ def test_finite_width_bound_limits_and_refusals():
         width_mean(dataclasses.replace(one, block="residual"))
 
 
+@pytest.mark.law
 def test_low_quantiles_of_several_outputs_are_bounded():
     """At K = 20, N = 200, L = 4, where the formula of the upper quantiles is too low at a probability of .01."""
     spec, m = NetworkSpec(100, 20, 200, 4, 2.0), 16_000
@@ -294,6 +303,7 @@ def test_mean_largest_eigenvalue_is_bounded():
         assert largest.mean() + 4 * largest.std() / math.sqrt(count) < 2 * expected_norm(k - 1, 2.0)
 
 
+@pytest.mark.law
 def test_several_outputs_exceed_the_bound_of_infinite_width():
     spec, x = NetworkSpec(60, 5, 100, 5, 2.0), np.ones(60)
     jacobians = reference.simulate(lambda nets: reference.linear_representation(nets, x)[0], 3, spec, 500, 250)

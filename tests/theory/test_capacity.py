@@ -13,6 +13,7 @@ from tests import reference
 
 @pytest.mark.parametrize("biases", [True, False])
 @pytest.mark.parametrize("block", ["vanilla", "signed"])
+@pytest.mark.law
 def test_exact_at_small_width(block, biases):
     """Width 24 with bias, both slopes and a fixed cotangent; 5% off fails."""
     spec = NetworkSpec(5, 2, 24, 3, 1.6 if block == "vanilla" else 0.8, 0.4, 1.0, 0.3, block)
@@ -28,6 +29,7 @@ def test_exact_at_small_width(block, biases):
 
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("depth", [1, 9, 10_000])
+@pytest.mark.slow
 def test_printed_forms(depth, x64):
     dtype, unit = (np.float64, 1e-14) if x64 else (np.float32, 1e-6)
     with jax.enable_x64(x64):
@@ -49,6 +51,7 @@ def test_printed_forms(depth, x64):
 
 
 @pytest.mark.parametrize("block", ["vanilla", "signed"])
+@pytest.mark.slow
 def test_overflow_and_gradients(block):
     for bias_variance in (0.0, 0.1):
         deep = NetworkSpec(8, 1, 10, 10_000, 4.0, bias_variance, block=block)

@@ -55,6 +55,7 @@ def expected_norm_bound(n, r):
     ("p", "q", "d", "k"),
     [(1, 1, 1, 1), (2, 2, 10**6, 7), (INF, 1, 1000, 10), (1, INF, 64, 10**5), (1.5, 2.5, 30, 4), (1.1, 40, 500, 1)],
 )
+@pytest.mark.slow
 def test_chevet_and_leading_are_as_defined(p, q, d, k):
     with mp.workdps(25):
         p_dual, q_dual = dual_exponent(p), dual_exponent(q)
@@ -105,6 +106,7 @@ def test_mean_norm_of_two_coordinates(r):
 
 
 @pytest.mark.parametrize("n", [1, 2, 30, 1000, 10**6])
+@pytest.mark.slow
 def test_mean_norms_join_their_closed_forms(n):
     assert norms.expected_norm(n, INF) == pytest.approx(float(mp.mpf(expected_maximum_norm(n))), rel=1e-13)
     for r in (1.0, 2.0, INF):
@@ -119,6 +121,7 @@ def test_mean_norms_join_their_closed_forms(n):
 
 
 @pytest.mark.parametrize("r", [1.3, 3.0, 8.0])
+@pytest.mark.law
 def test_mean_norm_against_simulation(r):
     samples = np.linalg.norm(np.random.default_rng(0).standard_normal((4000, 20)), r, axis=1)
     assert reference.agrees(samples, norms.expected_norm(20, r))
@@ -170,6 +173,7 @@ def test_tracy_widom_continues_the_exact_law(m, n, monkeypatch):
 
 
 @pytest.mark.parametrize(("d", "k"), [(40, 6), (6, 40), (12, 12)])
+@pytest.mark.law
 def test_sharp_against_simulated_matrices(d, k):
     matrices = np.random.default_rng(d).standard_normal((2000, k, d)) / math.sqrt(d)
     for p, q in SHARP:

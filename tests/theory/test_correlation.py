@@ -78,6 +78,7 @@ def exact_correlation(spec, cosine, norms_squared):
 
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.slow
 def test_accuracy(block, x64):
     """To (1 + L) units of omega^L for every angle, slope and pair of norms, at the cusp as elsewhere."""
     dtype, unit = (np.float64, 1e-14) if x64 else (np.float32, 1e-6)
@@ -108,6 +109,7 @@ def test_small_angles_keep_their_relative_accuracy(block, angle):
     np.testing.assert_allclose(path.product[-1], float(total), rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_path_of_a_vanilla_network_without_bias_iterates_kappa():
     with jax.enable_x64(True):
         spec = spec_of("vanilla", 8, slopes=(1.0, 0.2))
@@ -121,6 +123,7 @@ def test_path_of_a_vanilla_network_without_bias_iterates_kappa():
 
 
 @pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.slow
 def test_extremes_are_finite_or_inf_never_nan(block):
     function = jax.jit(correlation.jacobian_correlation)
     gradient = jax.jit(jax.grad(correlation.jacobian_correlation, (0, 1)))
@@ -144,6 +147,7 @@ def test_extremes_are_finite_or_inf_never_nan(block):
 
 
 @pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.slow
 def test_gradients_against_differences(block):
     with jax.enable_x64(True):
         leaves, tree = jax.tree.flatten(spec_of(block, 4, 0.3, (1.0, 0.3)))
@@ -168,6 +172,7 @@ def test_cosines_may_be_an_array():
 
 
 @pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.law
 def test_correlation_of_simulated_jacobians(block):
     """Width 100, bias, unequal norms and slopes, to 1.5/N, the law's variance held; 5% off fails."""
     cosine, norms = 0.5, (10.0, 20.0)
@@ -208,6 +213,7 @@ def test_length_of_the_best_perturbation(p):
     ("block", "bias_variance", "p", "eps"),
     [("vanilla", 0.0, 2.0, 1.5), ("vanilla", 0.3, np.inf, 0.4), ("signed", 0.3, 2.0, 4.0)],
 )
+@pytest.mark.law
 def test_one_step_loss_in_simulation(block, bias_variance, p, eps):
     """The share of J eta that the step keeps, at d = 25, N = 400, L = 2, to 6/N; 5% off fails."""
     spec = spec_of(block, 2, bias_variance, dim=25, width=400)
@@ -233,6 +239,7 @@ def test_one_step_loss_in_simulation(block, bias_variance, p, eps):
         assert reference.agrees(samples, 1.0, 6 / spec.width) is right
 
 
+@pytest.mark.slow
 def test_one_step_loss_limits_and_refusals():
     one_step_loss = jax.jit(correlation.one_step_loss, static_argnames=("p", "q"))
     spec = spec_of("vanilla", 4, 0.1, output_dim=10)

@@ -60,6 +60,7 @@ def grid(depth, block):
 
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("block", ["vanilla", "signed"])
+@pytest.mark.slow
 def test_matches_runge_kutta(block, depth):
     gains, times, expected = grid(depth, block)
 
@@ -114,6 +115,7 @@ def test_elementary_forms_of_the_shortcut(depth):
 
 @pytest.mark.parametrize("block", ["vanilla", "signed"])
 @pytest.mark.parametrize("depth", [1, 2, 20])
+@pytest.mark.slow
 def test_derivatives(block, depth):
     """Gradient and Hessian in s, u, v, t and eps by central differences; the rate is the slope at t = 0."""
 
@@ -191,6 +193,7 @@ def test_one_layer_dies_out():
         assert np.all(np.diff(actual) <= 0)
 
 
+@pytest.mark.slow
 def test_limits():
     """Deep vanilla networks from omega_0 = 1; a shortcut of small gain; time counts as t / N."""
     with jax.enable_x64(True):
@@ -218,6 +221,7 @@ def test_rejects(argument, value):
 
 
 @pytest.mark.parametrize("block", ["vanilla", "signed"])
+@pytest.mark.slow
 def test_vmap_jit_and_recompilation(block):
     def function(spec, t, eps):
         return weight_variance(spec, t, eps, 2, 2), weight_variance_rate(spec, eps, 2, 2)
@@ -249,6 +253,7 @@ def shares(nets):
 
 
 @pytest.mark.parametrize(("block", "variance"), [("vanilla", 2.0), ("signed", 0.7)])
+@pytest.mark.law
 def test_initial_slope_of_simulated_networks(block, variance):
     """d|W_l|_F^2/dt = -2 <W_l, dL/dW_l> with |W_l|_F^2 = N s; |J| is exp(-w/8) short of its limit at finite N."""
     spec = NetworkSpec(60, 1, 60, 3, weight_variance=variance, block=block)
@@ -261,6 +266,7 @@ def test_initial_slope_of_simulated_networks(block, variance):
 
 
 @pytest.mark.parametrize("q", [1, 2, np.inf])
+@pytest.mark.slow
 def test_homogeneity_identity(q):
     """<W_l, d(L_std + L_adv)/dW_l> = <f, dL_std/df> + L_adv in every layer, at any width, perturbation and q."""
     spec = NetworkSpec(5, 3, 7, 4, negative_slope=0.2)

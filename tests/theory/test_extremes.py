@@ -64,6 +64,7 @@ def formulas(spec, a, b):
     return values
 
 
+@pytest.mark.slow
 def test_every_traced_formula_is_tried():
     tried = set(formulas(NetworkSpec(10, 3, 50, 2, 2.0, 0.1, block="vanilla"), 0.5, 0.5))
     tried |= set(formulas(NetworkSpec(10, 3, 50, 2, 2.0, 0.1, block="residual"), 0.5, 0.5))
@@ -73,6 +74,7 @@ def test_every_traced_formula_is_tried():
 
 @pytest.mark.parametrize(("depth", "width", "x64"), [(1, 50, False), (2, 3, False), (300, 50, False), (5, 2, True)])
 @pytest.mark.parametrize("block", ["vanilla", "signed", "residual"])
+@pytest.mark.slow
 def test_never_nan(block, depth, width, x64):
     with jax.enable_x64(x64):
 

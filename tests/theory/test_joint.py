@@ -20,6 +20,7 @@ from .. import reference
         ("signed", 10, 1, -0.4, 1.0),
     ],
 )
+@pytest.mark.law
 def test_against_simulation(block, width, depth, v, s):
     spec = NetworkSpec(8, 1, width, depth, s, 0.6, 1.0, v, block)
 
@@ -38,6 +39,7 @@ def test_against_simulation(block, width, depth, v, s):
 
 
 @pytest.mark.parametrize("block", ["vanilla", "signed"])
+@pytest.mark.slow
 def test_falls_as_the_width_and_ignores_bias_and_input_dimension(block):
     def correlation(width=1000, b2=0.3, d=5, depth=6):
         return jacobian_shift_square_correlation(NetworkSpec(d, 1, width, depth, 1.3, b2, 1.0, 0.1, block))

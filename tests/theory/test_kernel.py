@@ -49,6 +49,7 @@ def kernel_rate(spec, eps, norm):
 
 
 @pytest.mark.parametrize("depth", [1, 5, 50])
+@pytest.mark.slow
 def test_against_many_digits(depth):
     def from_slopes(u, v):
         return law(depth, weight_variance=1.375, positive_slope=u, negative_slope=v)
@@ -62,6 +63,7 @@ def test_against_many_digits(depth):
             np.testing.assert_allclose(rates(*slopes.T), expected, rtol=(1 + depth) * unit)
 
 
+@pytest.mark.slow
 def test_against_the_correlation_maps():
     """The definition again, through the package's own kappa and g, at an angle where differences do no harm."""
     with jax.enable_x64(True):
@@ -97,6 +99,7 @@ def test_small_angle(depth):
         np.testing.assert_allclose(rate(linear, eps, 10.0), 8 * depth * eps**2, rtol=(1 + depth) * 1e-6)
 
 
+@pytest.mark.slow
 def test_horizon():
     """2 fraction B L_adv / rate; at small eps 2 fraction B beta pi s sqrt(d) / (N sqrt(q) L (L + 1))."""
     spec = law(5)
@@ -109,6 +112,7 @@ def test_horizon():
     )
 
 
+@pytest.mark.slow
 def test_transformations():
     """One compilation for all leaves, eps and norms; vmap; derivatives by central differences."""
 
@@ -176,6 +180,7 @@ def gradient_distance(nets, x, perturbed):
     return total
 
 
+@pytest.mark.law
 def test_simulated_gradients():
     """A fixed x': the mean over networks is 1 to 3 parts in N below the limit, measured at N = 100 and 200."""
     spec = law(3, width=200, negative_slope=0.2, weight_variance=2 / 1.04)
@@ -192,6 +197,7 @@ def test_simulated_gradients():
     assert not agrees(rates, 0.95 * expected, allowance=3 / 200)
 
 
+@pytest.mark.law
 def test_the_worst_perturbation_decays_faster():
     """One step along J: an excess over a fixed x' of 1.1, .70, .42, .26 at N = 200, 400, 800, 1600 (+-.03)."""
     x = np.full(100, 1.0)

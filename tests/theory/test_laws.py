@@ -57,6 +57,7 @@ def test_accuracy(block, depth, x64):
 
 
 @pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.slow
 def test_overflow_is_inf_and_no_bias_is_no_shift(block):
     silent = NetworkSpec(10, 1, 50, 10_000, weight_variance=4.0, block=block)
     loud = NetworkSpec(10, 1, 50, 10_000, weight_variance=4.0, bias_variance=0.1, block=block)
@@ -76,6 +77,7 @@ def block_laws(spec):
 
 
 @pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.slow
 def test_gradients_against_differences(block):
     with jax.enable_x64(True):
         leaves, tree = jax.tree.flatten(NetworkSpec(7, 2, 30, 5, 2.0, 0.3, 1.0, 0.3, block))
@@ -94,6 +96,7 @@ def test_gradients_against_differences(block):
 
 
 @pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.slow
 def test_sweep_is_a_vmap_over_leaves(block):
     variances, biases = jnp.array([0.5, 2.0, 3.0]), jnp.array([0.0, 0.1, 0.2])
     specs = NetworkSpec(7, 2, 30, 5, variances, biases, jnp.ones(3), jnp.full(3, 0.2), block)
@@ -104,6 +107,7 @@ def test_sweep_is_a_vmap_over_leaves(block):
 
 
 @pytest.mark.parametrize("block", ["vanilla", "signed"])
+@pytest.mark.law
 def test_second_moments_are_exact_at_small_width(block):
     """J and a at width 12 with bias and both slopes; a theory 5% off fails."""
     spec = NetworkSpec(6, 8, 12, 3, weight_variance=1.2, block=block, **FULL)
@@ -121,6 +125,7 @@ def test_second_moments_are_exact_at_small_width(block):
     assert reference.agrees(samples[:, 2], 0.0)
 
 
+@pytest.mark.law
 def test_second_moment_at_zero_without_bias():
     """All gates are open: (u^2 s)^L / d and not (alpha s)^L / d."""
     spec = NetworkSpec(6, 8, 12, 3, weight_variance=1.2, positive_slope=1.0, negative_slope=0.3)
@@ -133,6 +138,7 @@ def test_second_moment_at_zero_without_bias():
 
 
 @pytest.mark.parametrize(("block", "slope"), [("vanilla", 0.0), ("vanilla", 0.3), ("signed", 0.3)])
+@pytest.mark.law
 def test_kurtosis_is_exact_at_small_width(block, slope):
     """Over networks, at width 40 with bias; a theory 5% off fails."""
     spec = NetworkSpec(8, 8, 40, 2, 2.0, 0.3, 1.0, slope, block)

@@ -49,6 +49,7 @@ def both(spec, norm_squared):
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.law
 def test_first_order_against_simulation(case):
     """Every moment, to four errors and the square of the correction; 5% off fails, and so does the limit."""
     *leaves, depth, first = case
@@ -64,6 +65,7 @@ def test_first_order_against_simulation(case):
     assert case != CASES[0] or not agrees(limit)[1]
 
 
+@pytest.mark.law
 def test_error_falls_as_the_square_of_the_width():
     """Across x, where it is largest: a quarter at twice the width, and not a half."""
     *leaves, depth, first = CASES[0]
@@ -77,6 +79,7 @@ def test_error_falls_as_the_square_of_the_width():
     assert abs(wide - narrow / 2) > 4 * np.hypot(wide_error, narrow_error / 2)
 
 
+@pytest.mark.law
 def test_dense_networks():
     """The law of whole networks, outputs and all; 5% off fails."""
     spec = residual(96, 1.5, 0.5, depth=4, d=6, K=64)
@@ -101,6 +104,7 @@ def test_dense_networks():
 
 
 @pytest.mark.parametrize(("bias_variance", "slope"), [(0.0, 0.0), (1.0, 0.1)])
+@pytest.mark.law
 def test_published_law_fails_along_the_input(bias_variance, slope):
     """The limit at width 100, to 1/N; 5% off fails, and so does the published law."""
     spec = residual(100, 1.0, bias_variance, v=slope, depth=3, d=20, K=20)
@@ -141,6 +145,7 @@ def test_published_law_fails_along_the_input(bias_variance, slope):
 
 
 @pytest.mark.parametrize("finite_width", [False, True])
+@pytest.mark.slow
 def test_where_the_published_law_is_exact(finite_width):
     """A linear network, and one layer, at every width."""
     for spec in (residual(2, 0.4, 0.3, 0.8, 0.8, d=20), residual(2, 0.4, 0.3, 1.0, 0.1, depth=1, d=20)):
@@ -152,6 +157,7 @@ def test_where_the_published_law_is_exact(finite_width):
     assert residual_law(residual(2, 0.4, 0.3, 0.8, 0.8), 5.0, finite_width).mean_along_input == 0
 
 
+@pytest.mark.slow
 def test_correction_is_of_first_order():
     """In powers of 1/N: nothing in the limit, one term, whatever the unit of length."""
     with jax.enable_x64(True):
@@ -166,6 +172,7 @@ def test_correction_is_of_first_order():
 
 
 @pytest.mark.parametrize("finite_width", [False, True])
+@pytest.mark.slow
 def test_extremes(finite_width):
     """Overflow is inf; no input, no bias, no branch give zeros, and no 0 / 0."""
 
@@ -187,6 +194,7 @@ def test_extremes(finite_width):
 
 
 @pytest.mark.parametrize("finite_width", [False, True])
+@pytest.mark.slow
 def test_gradients_sweeps_and_single_precision(finite_width):
     """Gradients against differences, one-sided without bias; leaves that are arrays; float32 against float64."""
     tree = jax.tree.structure(residual(30, 1.0, 1.0, depth=5, d=7))

@@ -17,6 +17,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("spec", SHAPES, ids=["relu", "leaky", "signed"])
+@pytest.mark.law
 def test_against_drawn_networks(spec):
     """Within the squares of the first-order terms, a tenth of these, which the sharp coefficient misses."""
 

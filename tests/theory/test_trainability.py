@@ -49,6 +49,7 @@ def scan(omega, elapsed, lower, upper, linearised=False, deepest=10**6):
     upper=st.floats(-1, 2.5).map(lambda x: math.exp(10**x)),
     linearised=st.booleans(),
 )
+@pytest.mark.slow
 def test_against_all_depths(shift, elapsed, lower, upper, linearised):
     omega = math.exp(shift[0] * 10 ** shift[1])
     actual = depth_of(omega, elapsed, lower, upper, linearised=linearised)
@@ -75,6 +76,7 @@ def test_where_the_decline_is_not_monotone(omega, elapsed, log_lower, linearised
     assert depth_of(omega, elapsed, math.exp(log_lower), math.inf, linearised=linearised) == expected
 
 
+@pytest.mark.slow
 def test_against_the_weight_variance():
     """omega(t)^L on a grid of times, for each depth in turn."""
     t = jnp.linspace(0.0, 0.08 / RATE, 9)
