@@ -125,6 +125,7 @@ def test_dry_run_computes_and_writes_nothing(run, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_interruption_leaves_nothing(run, tmp_path, monkeypatch):
     def interrupted(self):
         raise KeyboardInterrupt
@@ -176,6 +177,7 @@ def test_an_existing_result_is_refused_and_overwritten_when_told(run, tmp_path):
     assert data == jax.random.key_data(_options.fastest_key(1)).tolist()
 
 
+@pytest.mark.slow
 def test_bounds_writes_what_it_says(run, tmp_path, monkeypatch):
     # twice for each of three programs: for the shapes and for the program
     counted = chex.assert_max_traces(bounds.adversarial_loss, n=2 * 3)
@@ -237,6 +239,7 @@ def test_bounds_interrupted_leaves_nothing(run, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_bounds_goes_on_after_an_interruption(run, tmp_path, monkeypatch):
     collect, collected = _options.collect, []
 

@@ -64,6 +64,7 @@ def test_width_measures_what_theory_says(points):
 
 
 @pytest.mark.parametrize("wrong", [{"c": 4.0}, {"c": 6.0}, {"scale": 0.9}, {"scale": 1.1}])
+@pytest.mark.slow
 def test_width_would_see_a_wrong_formula(points, wrong):
     assert max(z(points, "(a) excess kurtosis", lambda N: 3 * (factor(N, **wrong) - 1))) > 4
     # the lognormal law is good enough at the two larger widths

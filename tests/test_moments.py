@@ -76,6 +76,7 @@ def test_an_offset_of_ten_thousand_standard_deviations_in_float32():
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=5), st.integers(0, 1000), st.sampled_from([0.0, 1e3]))
+@pytest.mark.slow
 def test_merging_chunks_is_the_whole_in_any_order_and_grouping(sizes, seed, offset):
     rng = np.random.default_rng(seed)
     chunks = [offset + rng.standard_normal((size, 2)) for size in sizes]
@@ -209,6 +210,7 @@ def test_integers_enter_exactly(dtype, spread):
 
 
 @pytest.mark.parametrize("value", [2**24 + 1, -(2**24) - 1, 2**31 - 1, -(2**31)])
+@pytest.mark.slow
 def test_an_integer_that_is_no_float32_is_its_own_mean(value):
     got = to_host(jax.jit(moments)(jnp.full(3, value, jnp.int32)))
     assert (got.mean, got.standard_error) == (value, 0)

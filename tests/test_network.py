@@ -211,6 +211,7 @@ def test_leaves_of_the_spec_do_not_recompile_and_may_be_swept():
 
 
 @pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.slow
 def test_init_has_the_variances_it_promises(block):
     spec = NetworkSpec(400, 300, 300, 2, 1.7, 0.4, block=block)
     net = jax.jit(init)(jax.random.key(0), spec)
@@ -245,6 +246,7 @@ def test_draws_are_independent_of_the_reader_s_own():
     assert np.max(np.abs(cosines)) < 6 / np.sqrt(d)
 
 
+@pytest.mark.slow
 def test_repr_is_short():
     net = jax.jit(init)(jax.random.key(0), make_spec())
     assert repr(net).startswith("Network(NetworkSpec(input_dim=7,")
@@ -263,6 +265,7 @@ def test_dtypes():
         assert {leaf.dtype for leaf in jax.tree.leaves(rep)} == {jnp.dtype("float64")}
 
 
+@pytest.mark.slow
 def test_evaluate_returns_the_network():
     net = init(jax.random.key(0), make_spec())
     output, again = evaluate(net, jnp.ones(7))
@@ -286,6 +289,7 @@ def test_evaluate_returns_the_network():
         (lambda net: init(jax.random.key(0), net.spec.replace(bias_variance=np.ones(3))), "spec: .* jax.vmap.mf.init"),
     ],
 )
+@pytest.mark.slow
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(init(jax.random.key(0), make_spec()))

@@ -175,6 +175,7 @@ def test_what_is_traced_does_not_compile_again():
     assert np.all(values[0] < values[1])
 
 
+@pytest.mark.slow
 def test_precision_is_that_of_the_input():
     with jax.enable_x64(True):
         found = jax.eval_shape(
@@ -293,6 +294,7 @@ def test_gradients_that_vanish_at_the_input_do_not_stop_the_attack():
         ({"net_or_f": lambda x: x.astype(int)}, "net_or_f: expected one output of shape"),
     ],
 )
+@pytest.mark.slow
 def test_bad_input(options, message):
     arguments = {"net_or_f": NET, "x": jnp.ones(5), "eps": 0.1, "p": 2, "q": 2, "key": KEY, **options}
     with pytest.raises(ValueError, match=message):

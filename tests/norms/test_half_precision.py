@@ -67,6 +67,7 @@ def test_vectors_in_many_dimensions(half, p):
 
 
 @pytest.mark.parametrize("half", HALVES)
+@pytest.mark.slow
 def test_p_1(half):
     x, wide = draw(half, DIMENSION)
     small = x * jnp.asarray(0.25, half)  # a norm of 30,000

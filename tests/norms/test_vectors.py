@@ -54,6 +54,7 @@ def nearest_or_best(objective, gradient, radius, p, box):
 
 
 @pytest.mark.parametrize("p", EXPONENTS)
+@pytest.mark.slow
 def test_vector_norm(p):
     x = draw(4, 7)
     np.testing.assert_allclose(vector_norm(jnp.asarray(x), p), np.linalg.norm(x, p, axis=1), rtol=1e-5)
@@ -115,6 +116,7 @@ def test_maximiser_in_a_box_against_linear_programming(seed):
 @pytest.mark.parametrize("box", [UNBOUNDED, BOX], ids=["ball", "box"])
 @pytest.mark.parametrize("p", [1.5, 2, 3.7])
 @pytest.mark.parametrize("radius", [0.2, 0.9, 4.0])
+@pytest.mark.slow
 def test_maximiser_against_scipy(p, radius, box):
     g = draw(6, seed=3)
     known = nearest_or_best(lambda eta: -g @ eta, lambda eta: -g, radius, p, box)

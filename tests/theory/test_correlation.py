@@ -40,6 +40,7 @@ def direction_average(phi, theta):
 
 
 @pytest.mark.parametrize("slopes", SLOPES)
+@pytest.mark.slow
 def test_kappa_and_gate_against_quadrature(slopes):
     """A Gaussian pair in polar coordinates: the radius gives 2 for kappa and 1 for g, the direction an integral."""
     u, v = slopes
@@ -165,6 +166,7 @@ def test_gradients_against_differences(block):
         np.testing.assert_allclose(gradient(point), (4 * ahead - further - 3 * here) / 2e-6, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_cosines_may_be_an_array():
     function = jax.jit(correlation.jacobian_correlation)
     cosines, spec = jnp.linspace(-1, 1, 5), spec_of("residual", 4, 0.1)

@@ -140,6 +140,7 @@ def test_derivatives(block, depth):
         np.testing.assert_allclose(rate, -2 * EPS * beta / 50 * omega ** (depth / 2) * branch, rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_gradient_keeps_its_relative_accuracy():
     """ds/ds_0 = (s/s_0) (omega/omega_0)^m is tiny once the start is forgotten, not rounding noise."""
     with jax.enable_x64(True):
@@ -154,6 +155,7 @@ def test_gradient_keeps_its_relative_accuracy():
 
 @pytest.mark.parametrize(("depth", "x64"), [(1, False), (2, False), (3, False), (3, True), (1000, False)])
 @pytest.mark.parametrize("block", ["vanilla", "signed"])
+@pytest.mark.slow
 def test_edges(block, depth, x64):
     """t = 0, eps = 0, s_0 = 0, a power that overflows and a far future: values and derivatives stay finite."""
 
@@ -210,6 +212,7 @@ def test_limits():
         )
 
 
+@pytest.mark.slow
 def test_blocks_with_a_shortcut_agree():
     np.testing.assert_array_equal(*(weight_variance(law(7, 1.0, b), 5.0, EPS, 2, 2) for b in ("residual", "signed")))
 

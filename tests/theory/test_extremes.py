@@ -93,6 +93,7 @@ def test_never_nan(block, depth, width, x64):
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 50])
 @pytest.mark.parametrize("block", ["vanilla", "signed", "residual"])
+@pytest.mark.slow
 def test_nothing_is_left_where_kappa_t_overflows(block, depth):
     """The variance decays to 0 with every derivative; one that a finite time leaves decreases to it."""
 

@@ -83,6 +83,7 @@ def test_against_the_correlation_maps():
 
 
 @pytest.mark.parametrize("depth", [1, 5, 1000])
+@pytest.mark.slow
 def test_small_angle(depth):
     """In float32: omega^L rho N sqrt(q) eps L (L + 1) / (pi s sqrt(d)); without a cusp N L omega^L eps^2 / (s d)."""
     rate = jax.jit(adversarial_loss_decay_rate)
@@ -137,6 +138,7 @@ def test_transformations():
         np.testing.assert_allclose(jax.jacrev(value)(point), np.transpose(differences), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_overflow_and_zero():
     deep = law(2000, weight_variance=8.0)
     assert adversarial_loss_decay_rate(deep, 0.1, 10.0) == np.inf

@@ -38,6 +38,7 @@ def exact(name, spec, dtype):
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("depth", [1, 7, 1000])
+@pytest.mark.slow
 def test_accuracy(block, depth, x64):
     dtype, unit = (np.float64, 1e-14) if x64 else (np.float32, 1e-6)
     with jax.enable_x64(x64), mp.workdps(40):
@@ -161,6 +162,7 @@ def test_blocks_without_a_law_are_refused():
 
 
 @pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.slow
 def test_layers_compose(block):
     """A network of 3 + 4 layers: the lower one's shift grows in the upper, and the factors multiply."""
     lower, upper, whole = (NetworkSpec(7, 2, 10**9, depth, 1.3, 0.2, block=block) for depth in (3, 4, 7))

@@ -118,6 +118,7 @@ def test_shortcuts_meet_the_upper_limit_alone(block):
     assert depth_of(1.0, 1.0, 1.0, 1.0, block) == math.inf
 
 
+@pytest.mark.slow
 def test_warns_where_the_closed_form_is_used_beyond_its_validity():
     spec = NetworkSpec(10, 1, 100, 1)
     short, lower = 1e-6 / RATE, 1 - 3e-6
