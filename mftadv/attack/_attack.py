@@ -44,7 +44,7 @@ class Attack:
 
     def queries(self, input_dim: int, output_dim: int) -> tuple[int, int]:
         """How many differences and how many cotangents it takes at one input."""
-        evaluations = sum(piece.count for piece in self.starts) * (1 + sum(rule.steps for rule in self.rules))
+        evaluations = sum(piece.count for piece in self.starts) * len(self.schedule()[0])
         jacobian = jacobian_queries(input_dim, output_dim) if self.uses_jacobian else (0, 0)
         parts = [(evaluations, evaluations), jacobian, *(piece.queries(input_dim) for piece in self.starts)]
         differences, cotangents = (sum(side) for side in zip(*parts, strict=True))

@@ -265,11 +265,8 @@ class Vertices:
 
 
 @dataclasses.dataclass(frozen=True)
-class PowerMethod:
-    """Go from each candidate to the best response to its gradient: the generalised power method, FGSM as one step.
-
-    No perturbation is the response to a gradient of 0.
-    """
+class _Rule:
+    """A rule of so many steps, which remembers nothing from one to the next."""
 
     steps: int
 
@@ -278,27 +275,27 @@ class PowerMethod:
 
     def memory(self, problem: Problem, candidates: Candidates) -> Any:
         return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerMethod(_Rule):
+    """Go from each candidate to the best response to its gradient: the generalised power method, FGSM as one step.
+
+    No perturbation is the response to a gradient of 0.
+    """
 
     def __call__(self, problem: Problem, candidates: Candidates, values, gradient, memory, number):
         return _best_response(problem, gradient), memory
 
 
 @dataclasses.dataclass(frozen=True)
-class SteepestAscent:
+class SteepestAscent(_Rule):
     """Projected ascent in the direction that is steepest in the p-norm, by steps that shrink to 0.
 
     eta <- P(eta + 2 eps (1 - t/T)^2 v), t = 0 ... T - 1, with v the maximiser of <g, v> over |v|_p <= 1 (sign steps for
     p = inf) and P the Euclidean projection. Long first steps cross many regions, so that many starts of few steps find
     more than few starts of many steps. A candidate that has never had a finite value is halved instead.
     """
-
-    steps: int
-
-    def __post_init__(self):
-        check_positive("steps", self.steps)
-
-    def memory(self, problem: Problem, candidates: Candidates) -> Any:
-        return ()
 
     def __call__(self, problem: Problem, candidates: Candidates, values, gradient, memory, number):
         size = 2 * problem.eps * (1 - number.astype(values.dtype) / self.steps) ** 2
@@ -317,7 +314,7 @@ def _nearer_where_lost(candidates: Candidates, values: Array, moved: Array) -> A
 
 
 @dataclasses.dataclass(frozen=True)
-class Ascent:
+class Ascent(_Rule):
     """Projected ascent with momentum, from the best of each candidate, whose steps shrink by the schedule of APGD.
 
     eta <- P(eta + 3/4 (P(eta + r g) - eta) + 1/4 (eta - eta_before)), g the gradient over its 2-norm, P the Euclidean
@@ -327,11 +324,6 @@ class Ascent:
 
     Source: Croce and Hein 2020, "Reliable evaluation of adversarial robustness" (the schedule).
     """
-
-    steps: int
-
-    def __post_init__(self):
-        check_positive("steps", self.steps)
 
     def memory(self, problem: Problem, candidates: Candidates) -> Any:
         eta, value = candidates.eta, candidates.value

@@ -100,12 +100,12 @@ def _shrink(x: Array, boxed: Array, radius: Array, p: float) -> Array:
     """
     unit = unit_of(jnp.abs(x))
     size, behind = jnp.abs(x) / unit, (unit - jnp.abs(x)) / unit
-    radius, room = radius / unit, jnp.abs(boxed) / unit
+    radius, allowed = radius / unit, jnp.abs(boxed) / unit
     precision = jnp.finfo(x.dtype)
     if p == 1:
 
         def sizes(k):  # far outside, a small one would be lost in a difference |x_j| - lambda
-            return jnp.clip(k - behind, 0, room)
+            return jnp.clip(k - behind, 0, allowed)
     else:
         # y + mu y^(p-1) = a, divided by a, is solved for t = ln(y / k), in which its logarithm is convex with slopes
         # between 1 and p - 1: Newton's method from above never passes the root.
@@ -124,7 +124,7 @@ def _shrink(x: Array, boxed: Array, radius: Array, p: float) -> Array:
                 return jnp.minimum(t - excess / (share + (p - 1) * (1 - share)), 0)
 
             start = jnp.minimum(jnp.minimum(log_size - log_k, (log_size - log_rest) / (p - 1)), 0)
-            return jnp.minimum(k * jnp.exp(jax.lax.fori_loop(0, newton_steps, newton, start)), room)
+            return jnp.minimum(k * jnp.exp(jax.lax.fori_loop(0, newton_steps, newton, start)), allowed)
 
     def halve(_, bracket):
         low, high = bracket
