@@ -1,7 +1,7 @@
 """Random ReLU-like networks: drawing one, its forward pass, differences, pullback and pushforward.
 
-Everything is written for one network at one input [d] or a block of inputs [B, d], over the verbs of a matrix; the
-network that is returned is the one to ask next (see `mftadv.matrices`).
+Everything is written for one network at one input [d] or a block of inputs [B, d], over the interface of a matrix; the
+network that is returned is the one to use next (see `mftadv.matrices.Matrix`).
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from mftadv.matrices import DenseMatrix, Matrix, MatrixFree, dense_gaussian, matrix_free_gaussian, noise_size
+from mftadv.matrices import Matrix, dense_gaussian, matrix_free_gaussian, noise_size
 from mftadv.spec import NetworkSpec, key_for
 
 __all__ = ["Evaluation", "Network", "Params", "apply", "difference", "evaluate", "forward", "init", "pullback"]
@@ -55,33 +55,32 @@ class Network:
 
     @property
     def is_dense(self) -> bool:
-        """Whether every answer leaves the network as it is."""
-        return all(isinstance(matrix, DenseMatrix) for matrix in self.matrices)
+        """Whether every query leaves the network as it is."""
+        return not any(matrix.lazy for matrix in self.matrices)
 
     @property
     def law_exact(self) -> Any:
-        """Whether all answers so far have exactly the law of the network: a boolean, traced in traced code.
+        """Whether all results so far have exactly the law of the network: a boolean, traced in traced code.
 
-        False once a matrix-free network was asked beyond its capacity; where the program alone decides how often it
-        is asked, that is an error instead.
+        False once a matrix-free network was queried beyond its capacity; where the program alone determines the number
+        of queries, that is an error instead.
         """
         return functools.reduce(operator.and_, (matrix.law_exact for matrix in self.matrices))
 
-    def check_room(self, inputs: int, cotangents: int) -> None:
-        """Raise the ValueError that so many more questions would meet, before any is asked."""
+    def check_capacity(self, inputs: int, cotangents: int) -> None:
+        """Raise now the ValueError that so many further inputs and cotangents would raise."""
         for matrix in self.matrices:
-            if isinstance(matrix, MatrixFree):
-                matrix.check_room(inputs, cotangents)
+            matrix.check_capacity(inputs, cotangents)
 
     def __repr__(self) -> str:
         return f"Network({self.spec}, {'dense' if self.is_dense else 'matrix_free'})"
 
 
 class Evaluation(NamedTuple):
-    """A function seen at a point, kept to ask for differences and derivatives there.
+    """The value of a function at a point, with what its differences and derivatives at that point need.
 
     `output` is f(x) or a difference of f, [..., K]. `at` is what the derivatives need: the preactivations of every
-    layer, [..., N] each, or the input itself of a plain function. `network` is the `Network` to ask next, None for a
+    layer, [..., N] each, or the input itself of a plain function. `network` is the `Network` to use next, None for a
     plain function.
     """
 
@@ -92,7 +91,7 @@ class Evaluation(NamedTuple):
 
 ENGINES = ("dense", "matrix_free")
 
-_ONE_DRAW = 2**22  # dense entries that are drawn in one call: it compiles faster, and needs room for a copy
+_ONE_DRAW = 2**22  # dense entries that are drawn in one call: it compiles faster, and needs memory for a copy
 
 
 def init(
@@ -102,10 +101,10 @@ def init(
 
     P_in ~ N(0, 1/d), W_l ~ N(0, s/N), b_l ~ N(0, b2), P_out ~ N(0, 1/N), S_l = +-1 with equal odds.
 
-    A "matrix_free" network holds no matrix: it draws what the questions put to it need, O(L N) numbers each, and its
-    answers have exactly the joint law of a dense network's. What an answer reveals of it belongs to its law from then
-    on, so go on with the network that comes with the answer: two questions put to the same unrevealed network are
-    each right alone and wrong together.
+    A "matrix_free" network holds no matrix: each query draws the O(L N) numbers that it needs, and the results have
+    exactly the joint law of a dense network's. What a result reveals of the network belongs to its law from then on,
+    so go on with the network that comes with the result: two queries of the same network, neither made on the network
+    that the other returned, are each right alone and wrong together.
 
         y, net = mf.evaluate(net, x)
         rep = mf.linear_representation(net, x)
@@ -117,7 +116,7 @@ def init(
             a CPU a matrix-free draw compiles to less code.
         engine: how its matrices are held: "dense", entry by entry, or "matrix_free".
         capacity: of a matrix-free network alone: how many inputs (those of differences counted) and how many
-            cotangents it has room for, see `capacity_for`; it takes memory in proportion.
+            cotangents it can be queried with, see `capacity_for`; it needs memory in proportion.
 
     Returns:
         The network, in the default float type of JAX.
@@ -143,8 +142,8 @@ def init(
     if engine == "matrix_free" and not _is_capacity(capacity):
         raise ValueError(f"capacity: expected (inputs, cotangents), see mftadv.capacity_for, got {capacity!r}")
     d, N, L = spec.input_dim, spec.width, spec.depth
-    # Derived in a loop: a compiler that fuses a key's derivation into a draw repeats it for every entry drawn. The
-    # words apart: concatenated inside a batched loop, each would repeat the derivation.
+    # The keys are derived in a loop: a compiler that fuses a key's derivation into a draw repeats it for every entry
+    # drawn. Their words come out separately: concatenated inside a batched loop, each would repeat the derivation.
     words = jax.lax.map(lambda tag: tuple(jax.random.key_data(jax.random.fold_in(key, tag))), jnp.arange(4 + L))
     keys = jax.random.wrap_key_data(jnp.stack(words, -1), impl=jax.random.key_impl(key))
     weight_variance, bias_variance = (jnp.asarray(v, float) for v in (spec.weight_variance, spec.bias_variance))
@@ -153,7 +152,7 @@ def init(
     sizes = [m * n if capacity is None else noise_size((m, n), capacity) for m, n in shapes]
     if capacity is None and sum(sizes) > _ONE_DRAW:
         noise = [jax.random.normal(key, (size,)) for key, size in zip([*keys[:2], *keys[4:]], sizes, strict=True)]
-    else:  # of a length that every generator likes
+    else:  # a multiple of 1024, which every generator draws efficiently
         length = -(-sum(sizes) // 1024) * 1024
         noise = jnp.split(draw_if(weight_variance >= 0, keys[0], (length,), jnp.nan), np.cumsum(sizes))[:-1]
     make = dense_gaussian if capacity is None else functools.partial(matrix_free_gaussian, capacity=capacity)
@@ -165,16 +164,16 @@ def init(
 
 
 def engine_costs(spec: NetworkSpec, capacity: tuple[int, int]) -> dict[str, float]:
-    """What drawing a network and asking it as often as `capacity` says costs by each engine, in normals drawn.
+    """The cost of drawing a network and of `capacity` queries by each engine, in units of one normal drawn.
 
-    Dense: N (N L + d + K) normals, and as many multiply-adds for each vector asked. Matrix-free: C inputs and D
+    Dense: N (N L + d + K) normals, and as many multiply-adds for each query. Matrix-free: C inputs and D
     cotangents take C (N L + N + K) + D (N L + N + d) normals, and Gram-Schmidt with the images about
     4 (C + D)^2 multiply-adds for every row of every matrix. A normal costs about 16 multiply-adds on a CPU.
     """
     shapes = _shapes(spec)
-    entries, asked = sum(m * n for m, n in shapes), sum(capacity)
+    entries, queries = sum(m * n for m, n in shapes), sum(capacity)
     drawn, rows = sum(noise_size(shape, capacity) for shape in shapes), sum(m + n for m, n in shapes) / 2
-    return {"dense": entries * (1 + asked / 16), "matrix_free": drawn + 4 * asked**2 * rows / 16}
+    return {"dense": entries * (1 + queries / 16), "matrix_free": drawn + 4 * queries**2 * rows / 16}
 
 
 def _shapes(spec: NetworkSpec) -> list[tuple[int, int]]:
@@ -210,8 +209,8 @@ def apply(network: Network, x: Float[ArrayLike, "*B d"]) -> Float[Array, "*B K"]
         f(x), [K] or [B, K].
 
     Raises:
-        ValueError: the network reveals its matrices as they are asked, so that an answer without the network to ask
-            next would be lost (use `evaluate`); or x has the wrong shape.
+        ValueError: the network is matrix-free, so that a result without the network to use next would be useless (use
+            `evaluate`); or x has the wrong shape.
 
     Source: Kumano et al. 2023, section 3.
     """
@@ -221,14 +220,14 @@ def apply(network: Network, x: Float[ArrayLike, "*B d"]) -> Float[Array, "*B K"]
 
 
 def evaluate(network: Network, x: Float[ArrayLike, "*B d"]) -> tuple[Float[Array, "*B K"], Network]:
-    """The output f(x) of any network, and the network to ask next.
+    """The output f(x) of any network, and the network to use next.
 
     Args:
         network: the network.
         x: one input [d] or a block of inputs [B, d].
 
     Returns:
-        f(x), [K] or [B, K], and the network: what an answer reveals of it belongs to its law from then on.
+        f(x), [K] or [B, K], and the network to use next: what a result reveals belongs to its law from then on.
 
     Raises:
         ValueError: x is not [d] or [B, d] with the d of the network.
@@ -240,7 +239,7 @@ def evaluate(network: Network, x: Float[ArrayLike, "*B d"]) -> tuple[Float[Array
 
 
 def forward(network: Network, x: Float[ArrayLike, "*B d"]) -> Evaluation:
-    """Evaluate f at x, keeping what differences and derivatives there need."""
+    """Evaluate f at x, with what differences and derivatives at x need."""
     x = check_input(network, x)
     embedding, h = network.frozen.embedding.matvec(x)
 
@@ -255,10 +254,10 @@ def forward(network: Network, x: Float[ArrayLike, "*B d"]) -> Evaluation:
 def difference(network: Network, base: Evaluation, eta: Float[Array, "*points d"]) -> Evaluation:
     """The difference f(x + eta) - f(x), with no subtraction of nearly equal numbers, and the derivatives at x + eta.
 
-    dz = W dh;  dh' = e dh + S (phi(z + dz) - phi(z)), which is slope * dz where no gate moves.
+    dz = W dh;  dh' = e dh + S (phi(z + dz) - phi(z)), which is slope * dz where no gate switches.
 
     Args:
-        network: the network to ask.
+        network: the network to query.
         base: `forward(network, x)` for one input [d] or a block [B, d].
         eta: perturbations of the shape of x, or [R, d] ([B, R, d]) for several of each input.
     """
@@ -271,24 +270,24 @@ def difference(network: Network, base: Evaluation, eta: Float[Array, "*points d"
         matrix, dz = matrix.matvec(dh)
         before = _of_points(z, dz)
         after = before + dz
-        moved = (after >= 0) != (before >= 0)
+        switches = (after >= 0) != (before >= 0)
         jump = _activation(network.spec, after) - _activation(network.spec, before)
-        return matrix, after, jnp.where(moved, jump, _slope(network.spec, after) * dz)
+        return matrix, after, jnp.where(switches, jump, _slope(network.spec, after) * dz)
 
     return _through_layers(network, embedding, dh, layer, base.at)
 
 
 def pullback(
-    network: Network, at: Evaluation, cotangents: Float[Array, "*asked K"]
+    network: Network, at: Evaluation, cotangents: Float[Array, "*queries K"]
 ) -> tuple[Float[Array, "*rows d"], Float[Array, "*rows"], Network]:
-    """The rows g J(x) and the numbers g . a(x) for cotangents g, and the network to ask next.
+    """The rows g J(x) and the numbers g . a(x) for cotangents g, and the network to use next.
 
     One backward pass gives both: with c_l the cotangent of the preactivation of layer l, g J = c_1 W_1 P_in ... and
     g . a = sum_l <c_l, b_l>, free of the cancellation of f - J x.
 
     Args:
-        network: the network to ask.
-        at: where: the result of `forward` or `difference`.
+        network: the network to query.
+        at: the point: the result of `forward` or `difference`.
         cotangents: g, one of each point, [*points, K], or several, [*points, R, K]; axes of points may have size 1.
     """
     params, frozen, spec = network.params, network.frozen, network.spec
@@ -306,16 +305,16 @@ def pullback(
 
 
 def pushforward(
-    network: Network, at: Evaluation, tangents: Float[Array, "*asked d"], constants: Float[Array, "*asked"]
+    network: Network, at: Evaluation, tangents: Float[Array, "*queries d"], constants: Float[Array, "*queries"]
 ) -> tuple[Float[Array, "*rows K"], Network]:
-    """J(x) t + c a(x) for tangents t and constants c, and the network to ask next.
+    """J(x) t + c a(x) for tangents t and constants c, and the network to use next.
 
     The same gates carry tangents and, in proportion to c, the biases: t = 0 with c = 1 is the shift, t = x with
     c = 1 is f(x).
 
     Args:
-        network: the network to ask.
-        at: where: the result of `forward` or `difference`.
+        network: the network to query.
+        at: the point: the result of `forward` or `difference`.
         tangents: t, one of each point, [*points, d], or several, [*points, R, d]; axes of points may have size 1.
         constants: c, one of each tangent.
     """
@@ -330,12 +329,15 @@ def pushforward(
     return evaluation.output, evaluation.network
 
 
-def _through_layers(network: Network, embedding: Matrix, h: Array, layer, kept=None) -> Evaluation:
-    """Carry h upwards: layer(W_l, b_l, kept_l, h) gives W_l to ask next, what to keep of the layer, and its branch."""
+def _through_layers(network: Network, embedding: Matrix, h: Array, layer, base=None) -> Evaluation:
+    """Propagate h: layer(W_l, b_l, z_l, h) gives the W_l to use next, the preactivation at the new point, the branch.
+
+    z_l is the preactivation at the base point, None where there is none.
+    """
     params, frozen = network.params, network.frozen
     weights, at = [], []
     for i, (matrix, bias) in enumerate(zip(params.weights, params.biases, strict=True)):
-        matrix, z, branch = layer(matrix, bias, kept[i] if kept else None, h)
+        matrix, z, branch = layer(matrix, bias, base[i] if base else None, h)
         branch = branch * _trailing(frozen.signs[i], branch) if frozen.signs else branch
         h = h + branch if network.spec.has_shortcut else branch
         weights.append(matrix)
@@ -359,12 +361,12 @@ def _activation(spec: NetworkSpec, z: Array) -> Array:
 
 
 def _trailing(values: Array, rows: Array) -> Array:
-    """`values` shaped to meet the last axes of `rows`: what all points share."""
+    """`values` reshaped to broadcast against the last axes of `rows`: all points share them."""
     return values.reshape((1,) * (rows.ndim - values.ndim) + values.shape)
 
 
 def _of_points(values: Array, rows: Array) -> Array:
-    """`values` [*points, N] shaped to meet rows [*points, N], or the several rows of each point, [*points, R, N]."""
+    """`values` [*points, N] reshaped to broadcast against rows of the points, [*points, N] or [*points, R, N]."""
     return values if values.ndim == rows.ndim else values[..., None, :]
 
 

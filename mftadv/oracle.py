@@ -1,8 +1,8 @@
-"""A network, or any JAX function, behind the same four functions: value, difference, pullback, pushforward.
+"""One interface of four functions to a network or any JAX function: value, difference, pullback, pushforward.
 
-What is written over these (the linear representation, the attacks) serves dense networks, matrix-free networks and the
-reader's own model. A plain function takes one input [d] to one output [K]; blocks of inputs are handled here. The four
-are documented at their network forms in `mftadv.network`.
+Code written over these (the linear representation, the attacks) serves dense networks, matrix-free networks and the
+reader's own model. A plain function maps one input [d] to one output [K]; this module applies it to blocks of inputs.
+The four are documented at their network forms in `mftadv.network`.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ Source = Network | Callable[[Float[Array, " d"]], Float[Array, " K"]]
 class Function:
     """A plain function as it was traced at one input: a pytree of the arrays it closes over, with its program.
 
-    Its output has the precision of its input, whatever it computes in.
+    Its output has the precision of its input, whatever the precision of the computation.
     """
 
     constants: list[Any]
@@ -66,7 +66,7 @@ def trace(net_or_f: Any, x: ArrayLike) -> tuple[Network | Function, Array]:
     if isinstance(net_or_f, Function):
         return net_or_f, x
     one = jax.ShapeDtypeStruct(x.shape[-1:], x.dtype)
-    # Through new lambdas, since JAX would answer the second time with the program of the first.
+    # Each trace is of a new lambda, since JAX caches the program of a function that it has traced before.
     try:
         program, again = (jax.make_jaxpr(lambda x: net_or_f(x))(one) for _ in range(2))
     except Exception as error:
@@ -109,7 +109,7 @@ def _same_program(one: ClosedJaxpr, other: ClosedJaxpr) -> bool:
 
 @singledispatch
 def value(source: Function, x: Float[Array, "*points d"]) -> Evaluation:
-    """F at one input [d] or a block [B, d]."""
+    """The value f(x) at one input [d] or a block [B, d]."""
     return Evaluation(_at_inputs(source, x), (x,), None)
 
 
@@ -117,9 +117,9 @@ def value(source: Function, x: Float[Array, "*points d"]) -> Evaluation:
 def difference(source: Any, base: Evaluation, eta: Float[Array, "*points d"]) -> Evaluation:
     """f(x + eta) - f(x) and the derivatives at x + eta; a plain function subtracts."""
     (x,) = base.at
-    moved = (x if x.ndim == eta.ndim else x[..., None, :]) + eta
-    output = _at_inputs(source, moved)
-    return Evaluation(output - (base.output if x.ndim == eta.ndim else base.output[..., None, :]), (moved,), None)
+    perturbed = (x if x.ndim == eta.ndim else x[..., None, :]) + eta
+    output = _at_inputs(source, perturbed)
+    return Evaluation(output - (base.output if x.ndim == eta.ndim else base.output[..., None, :]), (perturbed,), None)
 
 
 @singledispatch
@@ -152,12 +152,12 @@ def _at_inputs(function: Callable, xs: Array) -> Array:
 
 
 def _at_points(function: Callable, signature: str, at: Evaluation, *rows: Array):
-    """Apply a function of one input and several rows at every point, where there may be one row of each."""
+    """Apply a function of one input and several rows at every point; a point may also come with a single row."""
     (x,) = at.at
     if rows[0].ndim > x.ndim:
         return jnp.vectorize(function, signature=signature)(x, *rows)
-    answers = jnp.vectorize(function, signature=signature)(x, *(values[..., None, :] for values in rows))
-    return jax.tree.map(lambda values: values.squeeze(x.ndim - 1), answers)
+    results = jnp.vectorize(function, signature=signature)(x, *(values[..., None, :] for values in rows))
+    return jax.tree.map(lambda values: values.squeeze(x.ndim - 1), results)
 
 
 value.register(Network)(network.forward)

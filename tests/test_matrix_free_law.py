@@ -1,8 +1,8 @@
-"""The law of a matrix-free network is that of a dense one: two samples, one of each, and twins that are told apart.
+"""The law of a matrix-free network is that of a dense one: two samples, one of each, whose statistics agree.
 
-The dense sample is the float64 NumPy reference, so that nothing is shared but the questions. All of a network's
-answers belong to one story: a block of two inputs, then one input after the other, each question after the second put
-where the last Jacobian points.
+The dense sample is the float64 NumPy reference, so that nothing is shared but the inputs. Each network is queried along
+one trajectory: a block of two inputs, then one input after the other, all but the first of these displaced along the
+last Jacobian.
 """
 
 import functools
@@ -17,7 +17,7 @@ import mftadv as mf
 
 from . import reference
 
-NUM_NETWORKS = 12_000  # of each sample: enough to tell a second moment that is 5% off
+NUM_NETWORKS = 12_000  # of each sample: enough to detect a second moment that is 5% off
 D, WIDTH, DEPTH = 8, 24, 2
 
 # Bonferroni: at most one false alarm in a thousand runs with other seeds, over all comparisons that should pass.
@@ -33,51 +33,51 @@ def make_spec(block, K, u, v):
     return mf.NetworkSpec(D, K, WIDTH, DEPTH, 1.4, 0.4, u, v, block)
 
 
-def dense_story(nets):
+def dense_trajectory(nets):
     """J, a and f at all points, [M, 6, K, d + 2], of networks in NumPy."""
-    answers, row = [], 0.0
+    points, row = [], 0.0
     for point, step in zip(POINTS, [0.0, 0.0, *STEPS], strict=True):
         x = point + step * row
         J, a = reference.linear_representation(nets, x)
-        answers.append(np.concatenate([J, a[..., None], reference.forward(nets, x)[0][..., None]], -1))
+        points.append(np.concatenate([J, a[..., None], reference.forward(nets, x)[0][..., None]], -1))
         row = J[:, 0]
-    return np.stack(answers, 1)
+    return np.stack(points, 1)
 
 
-def story(key, spec, chained, engine):
-    """The same of one network, and whether its law is exact; not chained, every call asks the unrevealed network."""
+def trajectory(key, spec, chained, engine):
+    """The same of one network, and whether its law is exact; not chained, every call queries the initial network."""
     points = jnp.asarray(POINTS, float)
     net = mf.init(key, spec, engine, (6, 6 * spec.output_dim) if engine == "matrix_free" else None)
-    choose = functools.partial(jax.tree.map, lambda told, fresh: jnp.where(chained, told, fresh))
+    choose = functools.partial(jax.tree.map, lambda following, initial: jnp.where(chained, following, initial))
     block = mf.linear_representation(net, points[:2])
 
-    def ask(carry, question):
-        told, row = carry
-        point, step = question
-        rep = mf.linear_representation(told, point + step * row)
-        return (choose(rep.network or told, told), rep.jacobian[0]), rep[:3]
+    def advance(carry, operands):
+        current, row = carry
+        point, step = operands
+        rep = mf.linear_representation(current, point + step * row)
+        return (choose(rep.network or current, current), rep.jacobian[0]), rep[:3]
 
     start = choose(block.network or net, net), block.jacobian[1, 0]
-    (net, _), later = jax.lax.scan(ask, start, (points[2:], jnp.asarray(STEPS, float)))
+    (net, _), later = jax.lax.scan(advance, start, (points[2:], jnp.asarray(STEPS, float)))
     J, a, f = (jnp.concatenate(parts) for parts in zip(block[:3], later, strict=True))
     return jnp.concatenate([J, a[..., None], f[..., None]], -1), net.law_exact
 
 
 @functools.partial(jax.jit, static_argnames="engine")
-def stories(keys, spec, chained, engine):
-    return jax.lax.map(lambda key: story(key, spec, chained, engine), keys, batch_size=500)
+def trajectories(keys, spec, chained, engine):
+    return jax.lax.map(lambda key: trajectory(key, spec, chained, engine), keys, batch_size=500)
 
 
-def sample(spec, seed, engine="matrix_free", chained=True, ask=stories, num_networks=NUM_NETWORKS):
+def sample(spec, seed, engine="matrix_free", chained=True, draw=trajectories, num_networks=NUM_NETWORKS):
     keys = jax.random.split(jax.random.key(seed), num_networks)
-    answers, law_exact = ask(keys, spec, jnp.asarray(chained), engine=engine)
+    results, law_exact = draw(keys, spec, jnp.asarray(chained), engine=engine)
     assert np.all(law_exact)
-    return np.asarray(answers, np.float64)
+    return np.asarray(results, np.float64)
 
 
-def statistics(answers):
+def statistics(results):
     """What is compared, one number a network."""
-    J, a, f = answers[..., :D], answers[..., D], answers[..., D + 1]
+    J, a, f = results[..., :D], results[..., D], results[..., D + 1]
     along = J[:, 0] @ POINTS[0]
     square = np.sum(J[:, 0] ** 2, axis=(1, 2))
     values = {
@@ -125,7 +125,7 @@ CASES = {
 
 @functools.cache
 def dense(case, num_networks=NUM_NETWORKS):
-    return reference.simulate(dense_story, list(CASES).index(case), spec_of(case), num_networks)
+    return reference.simulate(dense_trajectory, list(CASES).index(case), spec_of(case), num_networks)
 
 
 def spec_of(case):

@@ -102,8 +102,8 @@ def test_chunks_bound_the_memory():
     net, xs = init(jax.random.key(0), spec), jnp.ones((32, 64))
 
     def temporaries(chunk_size):
-        ask = jax.jit(lambda net, xs: linear.linear_representation(net, xs, chunk_size=chunk_size).jacobian)
-        return ask.lower(net, xs).compile().memory_analysis().temp_size_in_bytes
+        represent = jax.jit(lambda net, xs: linear.linear_representation(net, xs, chunk_size=chunk_size).jacobian)
+        return represent.lower(net, xs).compile().memory_analysis().temp_size_in_bytes
 
     whole, chunked = temporaries(None), temporaries(16)
     assert whole > 32 * 32 * 512 * 4  # one layer's cotangents of all rows at once
@@ -140,43 +140,44 @@ def test_difference_is_right_however_small(block, size):
     net = init(jax.random.key(2), spec)
     xs = jax.random.normal(jax.random.key(1), (3, 7))
     etas = size * jax.random.normal(jax.random.key(4), (3, 5, 7))
-    moved = network.difference(net, forward(net, xs), etas)
+    difference = network.difference(net, forward(net, xs), etas)
     exact = as_reference(net)
     for i in range(3):
         base = reference.forward(exact, np.asarray(xs[i], np.float64))[0][0]
         for j in range(5):
-            there = np.asarray(xs[i], np.float64) + np.asarray(etas[i, j], np.float64)
-            expected = reference.forward(exact, there)[0][0] - base
-            np.testing.assert_allclose(moved.output[i, j], expected, rtol=1e-5, atol=3e-6 * np.abs(expected).max())
-            # and the gradient there, at a point that float32 may not tell from x
-            jacobian, shift = reference.linear_representation(exact, there)
-            rows, shifts, _ = network.pullback(net, moved, jnp.broadcast_to(jnp.eye(3)[0], (3, 5, 3)))
+            perturbed = np.asarray(xs[i], np.float64) + np.asarray(etas[i, j], np.float64)
+            expected = reference.forward(exact, perturbed)[0][0] - base
+            np.testing.assert_allclose(difference.output[i, j], expected, rtol=1e-5, atol=3e-6 * np.abs(expected).max())
+            # and the gradient at the perturbed input, which float32 may not distinguish from x
+            jacobian, shift = reference.linear_representation(exact, perturbed)
+            rows, shifts, _ = network.pullback(net, difference, jnp.broadcast_to(jnp.eye(3)[0], (3, 5, 3)))
             np.testing.assert_allclose(rows[i, j], jacobian[0][0], rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(shifts[i, j], shift[0][0], rtol=1e-4, atol=1e-5)
     single = network.difference(net, forward(net, xs[0]), etas[0, 0])
-    np.testing.assert_allclose(single.output, moved.output[0, 0], rtol=1e-5, atol=1e-6 * size)
+    np.testing.assert_allclose(single.output, difference.output[0, 0], rtol=1e-5, atol=1e-6 * size)
 
 
 @pytest.mark.slow
-def test_oracle_sees_a_function_as_it_sees_a_network():
+def test_the_oracle_of_a_function_is_that_of_its_network():
     with jax.enable_x64(True):
         net = init(jax.random.key(2), make_spec())
         xs = jax.random.normal(jax.random.key(1), (4, 7))
         etas = jax.random.normal(jax.random.key(2), (4, 2, 7))
         cotangents = jax.random.normal(jax.random.key(3), (4, 2, 3))
         tangents, constants = jax.random.normal(jax.random.key(4), (4, 2, 7)), jnp.array([[0.0, 2.0]] * 4)
-        seen = []
+        both = []
         for net_or_f in (net, lambda x: apply(net, x)):
             source, _ = oracle.trace(net_or_f, xs)
             base = oracle.value(source, xs)
-            moved = oracle.difference(source, base, etas)
-            answers = [base.output, moved.output, oracle.difference(source, base, etas[:, 0]).output]
-            answers += oracle.pullback(source, base, cotangents)[:2] + oracle.pullback(source, moved, cotangents)[:2]
-            answers += oracle.pullback(source, base, cotangents[:, 0])[:2]
-            answers += [oracle.pushforward(source, base, tangents, constants)[0]]
-            answers += [oracle.pushforward(source, base, tangents[:, 0], jnp.ones(4))[0]]
-            seen.append(answers)
-        for a, b in zip(*seen, strict=True):
+            difference = oracle.difference(source, base, etas)
+            results = [base.output, difference.output, oracle.difference(source, base, etas[:, 0]).output]
+            results += oracle.pullback(source, base, cotangents)[:2]
+            results += oracle.pullback(source, difference, cotangents)[:2]
+            results += oracle.pullback(source, base, cotangents[:, 0])[:2]
+            results += [oracle.pushforward(source, base, tangents, constants)[0]]
+            results += [oracle.pushforward(source, base, tangents[:, 0], jnp.ones(4))[0]]
+            both.append(results)
+        for a, b in zip(*both, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
@@ -222,7 +223,7 @@ def test_init_has_the_variances_it_promises(block):
         relative = np.mean(values**2) / variance - 1
         assert abs(relative) < 4.5 * np.sqrt(2 / values.size)
         assert abs(values.mean()) < 4.5 * np.sqrt(variance / values.size)
-        # at the size of a matrix a variance 5% off is seen (a bias of 300 entries cannot show it)
+        # at the size of a matrix a variance 5% off is detected (a bias has too few entries)
         assert values.size < 1000 or abs(1.05 * (1 + relative) - 1) > 4.5 * np.sqrt(2 / values.size)
     for signs in net.frozen.signs:
         assert set(np.unique(signs)) == {-1.0, 1.0}

@@ -3,25 +3,23 @@
 from mftadv.attack._attack import Attack, named_attack
 from mftadv.attack._exact import ExactLoss, exact_adversarial_loss
 from mftadv.attack._loss import AdversarialLoss, adversarial_loss, capacity_for
-from mftadv.attack._pieces import (
-    Ascent,
-    LinearStarts,
-    OutputStarts,
-    PowerMethod,
-    RandomStarts,
-    SteepestAscent,
-    Vertices,
-)
+from mftadv.attack._pieces import Candidates, Problem, Rule, Start
+from mftadv.attack._rules import Ascent, PowerMethod, SteepestAscent
+from mftadv.attack._starts import LinearStarts, OutputStarts, RandomStarts, Vertices
 
 __all__ = [
     "AdversarialLoss",
     "Ascent",
     "Attack",
+    "Candidates",
     "ExactLoss",
     "LinearStarts",
     "OutputStarts",
     "PowerMethod",
+    "Problem",
     "RandomStarts",
+    "Rule",
+    "Start",
     "SteepestAscent",
     "Vertices",
     "adversarial_loss",

@@ -1,42 +1,39 @@
 """Attacks: starts and rules put together, and the presets."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
-from mftadv.attack._pieces import (
-    Ascent,
-    LinearStarts,
-    OutputStarts,
-    PowerMethod,
-    RandomStarts,
-    SteepestAscent,
-    Vertices,
-)
+from mftadv.attack._pieces import Rule, Start
+from mftadv.attack._rules import Ascent, PowerMethod, SteepestAscent
+from mftadv.attack._starts import LinearStarts, OutputStarts, RandomStarts, Vertices
 from mftadv.linear import jacobian_queries
 
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-    """Starts, whose candidates go through the same rules, one rule after the other.
+    """Starts, all of whose candidates go through the same rules, one rule after the other.
 
-    The pieces of `mftadv.attack`: `LinearStarts`, `RandomStarts`, `OutputStarts` and `Vertices` start, `PowerMethod`,
-    `SteepestAscent` and `Ascent` are rules. Any frozen dataclass with their methods is one.
+    The starts of `mftadv.attack` are `LinearStarts`, `RandomStarts`, `OutputStarts` and `Vertices`, its rules
+    `PowerMethod`, `SteepestAscent` and `Ascent`; `Start` and `Rule` say what one of your own provides.
+
+    Raises:
+        ValueError: the starts are no tuple of at least one `Start`, or the rules none of at least one `Rule`.
     """
 
-    starts: tuple[Any, ...]
-    rules: tuple[Any, ...]
+    starts: tuple[Start, ...]
+    rules: tuple[Rule, ...]
 
     def __post_init__(self):
-        for name in ("starts", "rules"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}: expected at least one piece, got none")
+        for name, kind in (("starts", Start), ("rules", Rule)):
+            pieces = getattr(self, name)
+            if not isinstance(pieces, tuple) or not pieces or not all(isinstance(piece, kind) for piece in pieces):
+                raise ValueError(f"{name}: expected a tuple of at least one {kind.__name__} instance, got {pieces!r}")
 
     def schedule(self) -> tuple[np.ndarray, np.ndarray]:
         """For each evaluation the rule that follows it and its number by this rule.
 
-        The last evaluation is followed by a move that is not evaluated: one loop compiles to half the code of two.
+        The last evaluation is followed by a step that is not evaluated: one loop compiles to half the code of two.
         """
         which = np.concatenate([np.full(rule.steps, i) for i, rule in enumerate(self.rules)])
         number = np.concatenate([np.arange(rule.steps) for rule in self.rules])

@@ -11,35 +11,30 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from mftadv import oracle
 from mftadv.attack._attack import Attack, named_attack
-from mftadv.attack._pieces import (
-    Candidates,
-    Problem,
-    evaluate,
-    start,
-)
+from mftadv.attack._pieces import Candidates, Problem, evaluate, start
 from mftadv.linear import jacobian_and_shift, jacobian_queries
 from mftadv.network import Network
 from mftadv.norms import vector_norm
 from mftadv.oracle import Function, Source
 from mftadv.spec import NetworkSpec, check_exponent, concrete, key_for, representable
 
-_CLOSE = 1e-2  # how near, relatively, two values are to be that are taken to be those of one maximum
+_CLOSE = 1e-2  # two values that differ by at most this share are counted as values of one maximum
 
 
 class AdversarialLoss(NamedTuple):
     """What an attack found at each input, and how far to trust it. Only `value` and `jacobian` have derivatives.
 
     Attributes:
-        value: |f(x + eta) - f(x)|_q for the perturbation eta, the best that was tried; nan where the problem is not
+        value: |f(x + eta) - f(x)|_q for the perturbation eta, the best that was evaluated; nan where the problem is not
             defined (f(x) not finite, x outside the box, eps negative or not finite).
         perturbation: that eta, 0 where the value is nan.
-        converged: whether everything speaks for a local maximum: `stalled`, all evaluations finite, some gradient not
-            0, the value above `rounding`, and a second start within 1% of the best (or eps = 0, where the loss is 0).
-            An attack cannot know the global maximum; False means that this value is certainly not to be trusted
-            without another attack.
+        converged: whether every check is consistent with a local maximum: `stalled`, all evaluations finite, some
+            gradient not 0, the value above `rounding`, and a second start within 1% of the best (or eps = 0, where the
+            loss is 0). An attack cannot know the global maximum; False means that this value is certainly not to be
+            trusted without another attack.
         history: the best value before each step, and after the last.
-        nonfinite: the number of evaluations that were nan or infinite; they enter nothing else.
-        network: the network to use next, None where the old one serves.
+        nonfinite: the number of evaluations that were nan or infinite, which are otherwise ignored.
+        network: the network to use next, None where the one passed is used again.
         jacobian: J(x), where the attack's starts use it (those of the presets do), else None.
         stalled: whether the last quarter of the steps gained less than 1%.
         restarts: the best value of each start.
@@ -64,12 +59,12 @@ class AdversarialLoss(NamedTuple):
 
     @property
     def law_exact(self) -> Any:
-        """Whether the answers have exactly the law of the network, see `Network.law_exact`."""
+        """Whether the results have exactly the law of the network, see `Network.law_exact`."""
         return True if self.network is None else self.network.law_exact
 
     @property
     def spread(self) -> Float[Array, "*B"]:
-        """How far the second best start stayed below the best, as a share of it: 1 for a single start, 0 of 0 is 0."""
+        """How far the second best start is below the best, as a share of it: 1 for a single start, 0 where it is 0."""
         best, second, _ = _two_largest(self.restarts)
         return (best - second) / jnp.where(best > 0, best, 1)
 
@@ -91,7 +86,7 @@ def adversarial_loss(
     **Jit it**: called eagerly it compiles its loop anew at every call, which takes seconds where the jitted call
     takes milliseconds. `attack = jax.jit(lambda net, x, eps, key: mf.adversarial_loss(net, x, eps, 2, 2, key).value)`.
 
-    L_adv(x) = max |f(x + eta) - f(x)|_q over |eta|_p <= eps. The best of all candidates that were tried is returned, no
+    L_adv(x) = max |f(x + eta) - f(x)|_q over |eta|_p <= eps. The best of all candidates evaluated is returned, no
     perturbation among them, so the value is 0 at least and never above L_adv. A network's differences are propagated
     and not subtracted, so that eps may be 1e-7 of |x| in single precision; those of a plain function are subtracted,
     see `rounding` in the result.
@@ -135,7 +130,7 @@ def adversarial_loss(
     network = None if base.network is None or base.network.is_dense else base.network
     if network is not None:
         each = attack.queries(d, base.output.shape[-1])
-        network.check_room(*(math.prod(points) * number for number in each))
+        network.check_capacity(*(math.prod(points) * number for number in each))
     lower, upper, inside = _box_of_eta(x, box)
     defined = inside & jnp.all(jnp.isfinite(base.output), axis=-1) & jnp.isfinite(eps) & (eps >= 0)
 
@@ -267,14 +262,14 @@ def capacity_for(
     p: float = 2,
     attack: str | Attack = "default",
 ) -> tuple[int, int]:
-    """The capacity that a matrix-free network needs for a task: how many inputs and how many cotangents it answers.
+    """The capacity that a matrix-free network needs for a task: how many inputs and cotangents it is queried with.
 
     Each of the first three keywords names a function and says for how many inputs it is called in all; the sum is for
     all of them, one after the other, on the network that each returns.
 
     Memory and time of a network grow as L N (inputs + cotangents) and as L N (inputs + cotangents)^2. At N = 10^5,
-    L = 10 and one input, an attack by "frugal" (9 evaluations) takes about 1 GB; "default" (300 without its scored
-    starts, which a matrix-free network leaves out) takes some 30 times that, and 1,000 times as long: "frugal" is the
+    L = 10 and one input, an attack by "frugal" (9 evaluations) needs about 1 GB; "default" (300 without its scored
+    starts, which a matrix-free network leaves out) needs about 30 times that, and 1,000 times as long: "frugal" is the
     preset for matrix-free networks.
 
     Args:
@@ -283,7 +278,7 @@ def capacity_for(
         linear_representation: number of inputs of `linear_representation`.
         adversarial_loss: number of inputs of `adversarial_loss`.
         p: exponent of its perturbations.
-        attack: what it is called with.
+        attack: its attack.
 
     Returns:
         (inputs, cotangents), for `init(..., engine="matrix_free", capacity=...)`.
@@ -311,7 +306,7 @@ def capacity_for(
 
 
 def _run(problem: Problem, network: Any, starts: Array, attack: Attack) -> tuple[Candidates, Array]:
-    """Evaluate the candidates, move them by the rule of the step, and so on; the best value after each evaluation."""
+    """Evaluate the candidates and apply the rule of the step, in turn; the best value after each evaluation."""
     rules = attack.rules
     schedule = tuple(jnp.asarray(values, jnp.int32) for values in attack.schedule())
     candidates = start(network, starts)
@@ -320,15 +315,15 @@ def _run(problem: Problem, network: Any, starts: Array, attack: Attack) -> tuple
         (candidates, memories), (which, number) = carry, now
         candidates, values, gradient = evaluate(problem, candidates)
 
-        def move(i):
-            def by_rule(candidates, values, gradient, memories, number):
+        def branch(i):
+            def apply(candidates, values, gradient, memories, number):
                 eta, memory = rules[i](problem, candidates, values, gradient, memories[i], number)
                 return eta, (*memories[:i], memory, *memories[i + 1 :])
 
-            return by_rule
+            return apply
 
         operands = candidates._replace(network=None), values, gradient, memories, number
-        eta, memories = jax.lax.switch(which, [move(i) for i in range(len(rules))], *operands)
+        eta, memories = jax.lax.switch(which, [branch(i) for i in range(len(rules))], *operands)
         return (candidates._replace(eta=eta), memories), jnp.max(candidates.value, axis=-1)
 
     memories = tuple(rule.memory(problem, candidates) for rule in rules)

@@ -1,4 +1,4 @@
-"""Attacks: in the ball and the box, never below what was tried, never above the exact value, and close to it."""
+"""Attacks: in the ball and the box, never below what was evaluated, never above the exact value, and close to it."""
 
 import functools
 import itertools
@@ -30,7 +30,7 @@ def attacked(net, x, eps, p, q, attack, key, box=None):
 
 
 def assert_sound(found, net, x, eps, p, q):
-    """What every attack owes, for one size of the perturbation."""
+    """What every attack promises, for one size of the perturbation."""
     assert np.all(mf.vector_norm(found.perturbation, p) <= eps * (1 + 1e-6))
     reached = oracle.difference(net, oracle.value(net, x), found.perturbation).output
     np.testing.assert_allclose(found.value, mf.vector_norm(reached, q), rtol=1e-5)
@@ -59,13 +59,13 @@ def test_contract(attack, p, q):
 
 @pytest.mark.parametrize(("p", "q"), [(1, 1), (2, INF), (INF, 2)])
 @pytest.mark.slow
-def test_a_box_is_kept(p, q):
+def test_the_input_stays_in_the_box(p, q):
     low, high = np.asarray(XS) - np.float32([0.0, 0.1, 0.2, 0.3, 1e6]), np.asarray(XS) + np.float32(0.15)
     for eps in (1.0, 0.01):
         found = attacked(NET, XS, eps, p, q, ALL, KEY, (low, high))
         assert_sound(found, NET, XS, eps, p, q)
-        moved = XS + found.perturbation
-        assert np.all((moved >= low - 1e-6) & (moved <= high + 1e-6))
+        perturbed = XS + found.perturbation
+        assert np.all((perturbed >= low - 1e-6) & (perturbed <= high + 1e-6))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_linear_functions_have_their_operator_norm(p, q):
 
 @pytest.mark.slow
 def test_the_box_of_a_linear_function():
-    """K = 1, p = inf: every coordinate goes to the end of its room, of either sign."""
+    """K = 1, p = inf: every coordinate goes to the end of its interval, of either sign."""
     row, eps = jax.random.normal(jax.random.key(0), (5,)), 0.3
     low, high = jnp.array([-1.0, -0.1, 0.0, -0.2, -0.5]), jnp.array([0.1, 1.0, 0.5, 0.2, 0.0])
     found = attacked(
@@ -110,7 +110,7 @@ def together(networks, xs, eps, keys, p, q, attack):
 
 
 def linear_regions(network, x, eps, p):
-    """Those that 1,024 random points of the ball see: a lower value of their number."""
+    """A lower bound of their number: those of 1,024 random points of the ball."""
     rng = np.random.default_rng(0)
     points = rng.dirichlet(np.ones(len(x)), 1024) if p == 1 else rng.uniform(size=(1024, len(x)))
     points = np.asarray(x) + np.float32(eps * points * rng.choice((-1, 1), points.shape))
@@ -120,7 +120,7 @@ def linear_regions(network, x, eps, p):
 
 @pytest.mark.slow
 def test_quality_on_tiny_networks():
-    """Ten networks of 12 neurons, in balls of three linear regions and more: what is promised of each preset."""
+    """Ten networks of 12 neurons, in balls of three linear regions and more: the promise of each preset."""
     spec = mf.NetworkSpec(4, 3, 6, 2, 2.0, 0.5)
     keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(10))
     networks = jax.jit(jax.vmap(mf.init, (0, None)))(keys, spec)
@@ -188,7 +188,7 @@ def test_precision_is_that_of_the_input():
 @pytest.mark.slow
 def test_a_matrix_free_network_is_attacked_within_its_capacity():
     spec, x = mf.NetworkSpec(5, 2, 400, 2, 1.8, 0.3), XS[0]
-    room = mf.capacity_for(spec, adversarial_loss=1, attack=ALL)
+    promised = mf.capacity_for(spec, adversarial_loss=1, attack=ALL)
 
     @functools.partial(jax.jit, static_argnames="capacity")
     def run(key, capacity):
@@ -197,16 +197,16 @@ def test_a_matrix_free_network_is_attacked_within_its_capacity():
         assert found.network is not None
         return found, oracle.value(found.network, x).output, oracle.value(found.network, x + found.perturbation).output
 
-    found, before, after = run(KEY, (room[0] + 2, room[1]))
+    found, before, after = run(KEY, (promised[0] + 2, promised[1]))
     assert found.law_exact
     assert np.linalg.norm(found.perturbation) <= 0.5 * (1 + 1e-6)
     np.testing.assert_allclose(found.value, np.linalg.norm(after - before), rtol=1e-3)
-    with pytest.raises(ValueError, match="capacity: expected room for"):
-        run(KEY, (room[0] - 1, room[1]))
+    with pytest.raises(ValueError, match="capacity: expected at least"):
+        run(KEY, (promised[0] - 1, promised[1]))
 
 
 @pytest.mark.slow
-def test_what_is_not_finite_is_counted_and_enters_nothing():
+def test_what_is_not_finite_is_counted_and_otherwise_ignored():
     def function(x):
         return jnp.where(x > 0.5, jnp.nan, x)
 
@@ -221,7 +221,7 @@ def test_what_is_not_finite_is_counted_and_enters_nothing():
 
 
 @pytest.mark.slow
-def test_a_candidate_that_starts_where_nothing_is_finite_comes_nearer():
+def test_a_candidate_that_starts_where_nothing_is_finite_is_halved():
     def function(x):
         return jnp.where(jnp.max(jnp.abs(x)) > 0.01, jnp.nan, x)
 
@@ -244,8 +244,8 @@ def test_a_function_of_another_precision():
 @pytest.mark.usefixtures("unchecked")
 def test_pieces_refuse_what_they_cannot_do():
     for build, message in (
-        (lambda: mf.Attack((), (Ascent(4),)), "starts: expected at least one piece"),
-        (lambda: mf.Attack((LinearStarts(),), ()), "rules: expected at least one piece"),
+        (lambda: mf.Attack((), (Ascent(4),)), "starts: expected a tuple of at least one Start"),
+        (lambda: mf.Attack((LinearStarts(),), ()), "rules: expected a tuple of at least one Rule"),
         (lambda: LinearStarts(3), "count: expected 1 or 2, got 3"),
         (lambda: RandomStarts(0), "count: expected a positive integer, got 0"),
         (lambda: Vertices(2, columns=0), "columns: expected a positive integer, got 0"),
@@ -257,7 +257,7 @@ def test_pieces_refuse_what_they_cannot_do():
 
 
 @pytest.mark.slow
-def test_a_function_that_does_not_move():
+def test_a_constant_function():
     found = attacked(jax.tree_util.Partial(lambda x: 0 * x[:2] + 3), jnp.zeros(3), 1.0, 1, 2, "default", KEY)
     assert found.value == 0
     assert np.all(found.perturbation == 0)

@@ -1,4 +1,4 @@
-"""What an attack says of how far it is to be trusted, and that nothing wrong passes without a word."""
+"""What an attack reports of how far it can be trusted, and that nothing wrong passes without a report."""
 
 import functools
 import math
@@ -42,10 +42,10 @@ def test_an_input_outside_the_box_has_no_loss_in_traced_code(x):
 @pytest.mark.slow
 def test_a_box_may_be_open_on_a_side():
     x = jnp.linspace(0.0, 1.0, 6)
-    for box, moved in (((0.0, None), "lower"), ((None, 1.0), "upper")):
+    for box, side in (((0.0, None), "lower"), ((None, 1.0), "upper")):
         found = attacked(lambda x: x.sum()[None], x, 0.3, INF, 1, box=box)
-        there = x + found.perturbation
-        assert np.all(there >= -1e-6) if moved == "lower" else np.all(there <= 1 + 1e-6)
+        perturbed = x + found.perturbation
+        assert np.all(perturbed >= -1e-6) if side == "lower" else np.all(perturbed <= 1 + 1e-6)
         np.testing.assert_allclose(found.value, 6 * 0.3, rtol=1e-5)
 
 
@@ -76,7 +76,7 @@ def test_hidden_gradients_are_reported_and_nothing_is_said_to_be_found():
 
 
 @pytest.mark.slow
-def test_rounding_is_not_read_as_loss():
+def test_rounding_is_not_reported_as_loss():
     """f(x + eta) - f(x) of a plain function at |x| = 2040 in single precision."""
     matrix = np.linalg.qr(np.random.default_rng(0).standard_normal((64, 64)))[0].astype(np.float32)
     x = 255 * jnp.ones(64)
@@ -89,9 +89,9 @@ def test_rounding_is_not_read_as_loss():
     assert np.all(nothing.history == 0)
     assert nothing.converged
     for eps in (1e-6, 1e-5, 1e-4):
-        lost = attacked(isometry, x, eps, 2, 2)
-        assert lost.rounding > eps
-        assert not lost.converged
+        rounded = attacked(isometry, x, eps, 2, 2)
+        assert rounded.rounding > eps
+        assert not rounded.converged
     for eps in (0.1, 1.0, 100.0):
         found = attacked(isometry, x, eps, 2, 2)
         assert abs(found.value - eps) <= found.rounding + 1e-5 * eps
@@ -280,7 +280,7 @@ def test_what_is_refused_says_what_to_do(call, message):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_model_of_batches_is_told_apart():
+def test_a_model_of_batches_is_detected():
     def model(batch):
         return jnp.einsum("bd,kd->bk", batch, jnp.ones((2, 4)))
 
