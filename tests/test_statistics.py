@@ -70,6 +70,7 @@ def test_a_ratio_is_the_jackknife_and_agrees_with_the_delta_method():
     assert naive != pytest.approx(delta, rel=0.05)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.slow
 def test_the_jackknife_removes_the_bias_of_a_smooth_function():
     rng = np.random.default_rng(2)
@@ -202,6 +203,7 @@ CLAIMS = {
 
 
 @pytest.mark.parametrize("name", CLAIMS)
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.law
 def test_false_alarms_are_at_most_the_declared_rate(name):
     estimate, theory, scale = CLAIMS[name]
@@ -221,6 +223,7 @@ def test_false_alarms_are_at_most_the_declared_rate(name):
     assert rate(theory + 4 * np.median([e.standard_error for e in estimates])) > 0.6
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.law
 def test_students_t_alone_would_not_keep_its_rate_for_squares():
     rng = np.random.default_rng(7)

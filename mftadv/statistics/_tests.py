@@ -44,6 +44,12 @@ class Estimate:
 _SKEWNESS_ERRORS = {"mean": 1.25, "function of means": 4.0}
 
 
+def _apply(function: Callable[..., Any], means: np.ndarray) -> np.ndarray:
+    """The function of means [features, ...]; what cannot be divided by comes out as nan or infinity."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.asarray(function(*means))
+
+
 def smooth_estimate(function: Callable[..., Any], *features: Draws) -> Estimate:
     """Any smooth function of means over networks, by the jackknife.
 
@@ -77,11 +83,7 @@ def smooth_estimate(function: Callable[..., Any], *features: Draws) -> Estimate:
     table = table[:, finite]
     n, nonfinite = table.shape[1], int(np.sum(~finite))
 
-    def of(means: np.ndarray) -> np.ndarray:
-        # what cannot be divided by comes out as nan or infinity
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            return np.asarray(function(*means))
-
+    of = functools.partial(_apply, function)
     if n < 2:
         value = float(of(table[:, 0])) if n else math.nan
         return Estimate(value if math.isfinite(value) else math.nan, math.nan, 0, nonfinite=nonfinite)
@@ -190,14 +192,16 @@ def correlation_estimate(a: Draws, b: Draws) -> Estimate:
     if a.shape != b.shape:
         raise ValueError(f"a, b: expected the same shape, got {a.shape} and {b.shape}")
 
-    def variance(mean, square):
-        # where nothing varies, rounding is all that is left, and there is no correlation
-        return np.where(square - mean * mean > 1e-13 * square, square - mean * mean, math.nan)
+    return smooth_estimate(_correlation, a, b, a * a, b * b, a * b)
 
-    def correlation(a, b, aa, bb, ab):
-        return (ab - a * b) / np.sqrt(variance(a, aa) * variance(b, bb))
 
-    return smooth_estimate(correlation, a, b, a * a, b * b, a * b)
+def _correlation(a, b, aa, bb, ab):
+    return (ab - a * b) / np.sqrt(_variance(a, aa) * _variance(b, bb))
+
+
+def _variance(mean, square):
+    # where nothing varies, rounding is all that is left, and there is no correlation
+    return np.where(square - mean * mean > 1e-13 * square, square - mean * mean, math.nan)
 
 
 def _pairs(entries: np.ndarray) -> np.ndarray:
