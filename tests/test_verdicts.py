@@ -12,7 +12,7 @@ from mftadv import theory
 from mftadv.compare import Claim, judge
 from mftadv.experiments import bounds, distribution
 from mftadv.spec import NetworkSpec
-from mftadv.statistics import kurtosis_estimate, law_test, log_scale_skewness, mean_estimate, pair_square_estimate
+from mftadv.statistics import kurtosis_estimate, law_test, mean_estimate, pair_square_estimate
 from tests import reference
 
 SPEC = NetworkSpec(input_dim=6, output_dim=1, width=10, depth=3, bias_variance=0.1)
@@ -108,7 +108,7 @@ def test_the_law_of_an_entry_of_narrow_networks_holds():
     entry = networks().entries[:5000, 0, 0]
     variance = float(theory.jacobian_variance(SPEC))
     options = {"allowance": law.allowance, "reason": law.reason}
-    for kurtosis, skewness in ((6 * factor, log_scale_skewness(SPEC)), (3.0, 0.0)):
+    for kurtosis, skewness in ((6 * factor, theory.log_scale_skewness(SPEC)), (3.0, 0.0)):
         wrong = Claim.of("law", 0.0, law_test(entry, variance, kurtosis, skewness), **options)
         assert judge([wrong])[0].verdict == "fails"
 

@@ -106,7 +106,7 @@ def scaled_power(scale: Scalar, base: Scalar, exponent: ArrayLike) -> Scalar:
 @compiled("signed")
 def _width_excess(leaves: Leaves, signed: bool) -> Scalar:
     s, _, u, v = leaves
-    excess = 3 * _kurtosis(u, v) - 1
+    excess = 3 * _slope_moment(u, v, 2) - 1
     if not signed:
         return excess
     gain = (u**2 + v**2) / 2 * s
@@ -114,16 +114,22 @@ def _width_excess(leaves: Leaves, signed: bool) -> Scalar:
     return 4 * share / (1 + gain) + excess * share**2
 
 
-def _kurtosis(u: Scalar, v: Scalar) -> Scalar:
+def _slope_moment(u: Scalar, v: Scalar, order: int) -> Scalar:
+    # slopes in units of the larger one, so that no power of theirs overflows or vanishes
     unit = jax.lax.stop_gradient(jnp.maximum(jnp.abs(u), jnp.abs(v)))
     positive, negative = (u / unit) ** 2, (v / unit) ** 2
-    return 2 * (positive**2 + negative**2) / (positive + negative) ** 2
+    return 2 ** (order - 1) * (positive**order + negative**order) / (positive + negative) ** order
 
 
-def slope_kurtosis(spec: NetworkSpec) -> Scalar:
-    """The kurtosis m = E phi'^4 / (E phi'^2)^2 of the slope, 2 (u^4 + v^4) / (u^2 + v^2)^2: 2 for ReLU, 1 for |z|."""
+def slope_moment(spec: NetworkSpec, order: int) -> Scalar:
+    """E phi'^(2k) / (E phi'^2)^k of order k, 2^(k-1) (u^2k + v^2k) / (u^2 + v^2)^k: for ReLU 2^(k-1), for |z| 1."""
     _, _, u, v = leaves(spec)
-    return _kurtosis(u, v)
+    return _slope_moment(u, v, order)
+
+
+def stand_in(spec: NetworkSpec) -> NetworkSpec:
+    """The same law, or its "signed" stand-in for "residual", of which no law of fourth moments is known."""
+    return spec.replace(block="signed") if spec.block == "residual" else spec
 
 
 def width_excess(spec: NetworkSpec) -> Scalar:
