@@ -1,4 +1,8 @@
-"""Closed forms of the mean-field theory; none of them samples."""
+"""Closed forms of the mean-field theory; none of them samples.
+
+The line "Source:" of a docstring says whose the formula is and where it holds: "the paper" is Kumano, Kera, Yamasaki,
+"Adversarial Training from Mean Field Perspective", NeurIPS 2023 (arXiv 2505.14021); "ours" is not in it.
+"""
 
 from mftadv.theory._laws import (
     alpha,

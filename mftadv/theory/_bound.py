@@ -37,7 +37,7 @@ def width_quantile(spec: NetworkSpec, probability: float) -> Scalar:
     Raises:
         ValueError: the block is "residual", or the probability is not in (0, 1).
 
-    Source: ours; see `adversarial_loss_bound`.
+    Source: ours, to leading order in 1/N at fixed L/N; see `adversarial_loss_bound`.
     """
     check_confidence(probability, "probability")
     z = float(ndtri(probability))
@@ -83,9 +83,9 @@ def width_mean(spec: NetworkSpec) -> Scalar:
     Raises:
         ValueError: the block is "residual".
 
-    Source: ours; see `adversarial_loss_bound`. ln |A|_2^2 moves with the Gaussian noise of the layers by at most
-    sqrt(w), so that E|A|_2 is at most that of a log-normal variable; and |A|_2 is at most |A|_F, of mean square K at
-    every width.
+    Source: ours, to leading order in 1/N at fixed L/N; see `adversarial_loss_bound`. ln |A|_2^2 moves with the Gaussian
+    noise of the layers by at most sqrt(w), so that E|A|_2 is at most that of a log-normal variable; and |A|_2 is at
+    most |A|_F, of mean square K at every width.
     """
     return _mean(log_finite_width_factor(spec), *_edge(spec))
 
@@ -111,10 +111,11 @@ def finite_width_bound(spec: NetworkSpec, eps: ArrayLike, p: float, q: float) ->
     Raises:
         ValueError: an argument is outside its range, or the block is "residual".
 
-    Source: ours. Chevet's inequality for J = omega^{L/2} A G given A, and the mean over A: |J|_{p->q} is on average at
-    most omega^{L/2} d^{-1/2} ( R_p(d) E|A g_K|_q + E|A|_{2->q} E|g_d|_p* ). P_out is Gaussian and independent of what
-    it reads, of mean square 1, so that E|A g_K|_q <= E|g_K|_q; and |A|_{2->q} <= R_q*(K) |A|_2. For q = inf it is the
-    longest row of A, at most (sum_i |a_i|^r)^(1/r) for r >= 1, of rows that are log-normal to leading order in 1/N.
+    Source: ours, to leading order in 1/N at fixed L/N. Chevet's inequality for J = omega^{L/2} A G given A, and the
+    mean over A: |J|_{p->q} is on average at most omega^{L/2} d^{-1/2} ( R_p(d) E|A g_K|_q + E|A|_{2->q} E|g_d|_p* ).
+    P_out is Gaussian and independent of what it reads, of mean square 1, so that E|A g_K|_q <= E|g_K|_q; and |A|_{2->q}
+    <= R_q*(K) |A|_2. For q = inf it is the longest row of A, at most (sum_i |a_i|^r)^(1/r) for r >= 1, of rows that are
+    log-normal to leading order in 1/N.
     """
     by_outputs, by_inputs = _chevet_terms(spec, p, q)
     return _grown(check_size("eps", eps) * (by_outputs + _by_width(spec, q) * by_inputs), spec)
@@ -138,7 +139,7 @@ def chevet_excess(spec: NetworkSpec, p: float, q: float) -> Scalar:
     Raises:
         ValueError: an exponent is outside its range.
 
-    Source: ours (not in the paper); see `finite_width_bound`.
+    Source: ours, to leading order in 1/N at fixed L/N; see `finite_width_bound`.
     """
     by_outputs, by_inputs = _chevet_terms(spec, p, q)
     return (_by_width(stand_in(spec), q) - 1) * (by_inputs / (by_outputs + by_inputs))
@@ -157,7 +158,7 @@ def norm_correction(spec: NetworkSpec) -> tuple[Scalar, Scalar]:
     Returns:
         (factor, error), each shaped like the leaves of `spec`. For K > 1 the error is upwards, a bound.
 
-    Source: ours (not in the paper), for K = 1 to first order in 1/N at fixed L/N; see `adversarial_loss_bound`.
+    Source: ours, to leading order in 1/N at fixed L/N; see `adversarial_loss_bound`.
     """
     spec = stand_in(spec)
     mean = width_mean(spec)
@@ -235,16 +236,15 @@ def adversarial_loss_bound(
         ValueError: an argument is outside its range, or has no coefficient; a confidence is asked of a kind that is no
             bound, or of the "residual" block, for which no law at finite width is known.
 
-    Source: without confidence Kumano et al. 2023, bound on the adversarial loss (infinite width; for "residual" and
-    u != v J is larger along x than this assumes). With confidence, ours, for independent A and G, to leading order in
-    1/N at fixed L/N. K = 1: ln A^2 is N(-w/2, w), whose quantiles are right to .02 in probability for ReLU, N = 30,
-    L = 3. K > 1: layer by layer, the logarithms x_i of the eigenvalues of A A^T follow
-    dx_i = sqrt(2) dB_i - dt + sum_j dt/(exp(x_i - x_j) - 1) up to a t <= w/2, and a common normal of mean t - w/2 and
-    variance w - 2t is added. Two comparisons bound the mean of the largest by that of the largest eigenvalue of a
-    symmetric Gaussian matrix, which is below e (by Slepian's inequality with g_K; with g_{K-1} by computation):
-    1/(exp(y) - 1) <= 1/y for each x_i, and coth(y/2)/2 <= 1/y + y/12 for the sums of the k largest. The largest is
-    convex and Lipschitz in B, hence its Gaussian tail (Borell). |J| grows with A A^T (Anderson's inequality); the rest
-    is Gaussian concentration.
+    Source: the paper, its bound on the adversarial loss, without confidence and but for beta (infinite width; for
+    "residual" and u != v J is larger along x than this assumes). With confidence, ours, for independent A and G, to
+    leading order in 1/N at fixed L/N. K = 1: ln A^2 is N(-w/2, w), whose quantiles are right to .02 in probability for
+    ReLU, N = 30, L = 3. K > 1: layer by layer, the logarithms x_i of the eigenvalues of A A^T follow dx_i = sqrt(2)
+    dB_i - dt + sum_j dt/(exp(x_i - x_j) - 1) up to a t <= w/2, and a common normal of mean t - w/2 and variance w - 2t
+    is added. Two comparisons bound the mean of the largest by that of the largest eigenvalue of a symmetric Gaussian
+    matrix, which is below e (by Slepian's inequality with g_K; with g_{K-1} by computation): 1/(exp(y) - 1) <= 1/y for
+    each x_i, and coth(y/2)/2 <= 1/y + y/12 for the sums of the k largest. The largest is convex and Lipschitz in B,
+    hence its Gaussian tail (Borell). |J| grows with A A^T (Anderson's inequality); the rest is Gaussian concentration.
     """
     coefficient = operator_norm_coefficient(p, q, spec.input_dim, spec.output_dim, kind=kind)
     scale = check_size("eps", eps)

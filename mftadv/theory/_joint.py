@@ -62,7 +62,7 @@ def shift_kurtosis(spec: NetworkSpec) -> Scalar:
     Raises:
         ValueError: `spec.block` is "residual".
 
-    Source: ours (not in the paper), exact at every width and input; see `jacobian_shift_square_correlation`.
+    Source: ours, exact at every width and input; see `jacobian_shift_square_correlation`.
     """
     return 3 / _moments(spec).tail
 
@@ -88,8 +88,8 @@ def jacobian_shift_square_correlation(spec: NetworkSpec) -> Scalar:
     Raises:
         ValueError: `spec.block` is "residual", where J and a are correlated themselves: see `residual_law`.
 
-    Source: ours (not in the paper), exact at every width, slope and input x != 0: flipping the sign of a row (w_i, b_i)
-    makes the gates fair coins independent of all even products of the two parts.
+    Source: ours, exact at every width, slope and input x != 0: flipping the sign of a row (w_i, b_i) makes the gates
+    fair coins independent of all even products of the two parts.
     """
     p, q, base, tail = _moments(spec)
     N, factor = spec.width, 1 + width_excess(spec) / spec.width

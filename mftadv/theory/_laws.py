@@ -37,7 +37,7 @@ def alpha(spec: NetworkSpec) -> Scalar:
 
     alpha = (u^2 + v^2) / 2.
 
-    Source: Kumano et al. 2023, section 3 (definition).
+    Source: the paper, definition of the activation's mean square slope.
     """
     _, _, u, v = leaves(spec)
     return _mean_square(u, v)
@@ -58,7 +58,7 @@ def propagation_factor(spec: NetworkSpec) -> Scalar:
 
     omega = A for "vanilla", 1 + A for "residual" and "signed", with A = alpha s.
 
-    Source: Kumano et al. 2023, definition of the propagation factor; "signed" is ours.
+    Source: the paper, definition of the propagation factor; "signed" is ours.
     """
     gain = branch_gain(spec)
     return 1 + gain if spec.has_shortcut else gain
@@ -162,8 +162,9 @@ def finite_width_factor(spec: NetworkSpec) -> Scalar:
     Raises:
         ValueError: `spec.block` is "residual", for which no such law is known.
 
-    Source: ours. Flipping the sign of a row (w_i, b_i) makes the gates fair coins, independent of all squares, which
-    gives E|h_l|^4 from E|h_{l-1}|^4 in one line; P_in contributes 1 + 2/N and P_out the 3.
+    Source: ours, exact at every width, bias and input x != 0. Flipping the sign of a row (w_i, b_i) makes the gates
+    fair coins, independent of all squares, which gives E|h_l|^4 from E|h_{l-1}|^4 in one line; P_in contributes 1 + 2/N
+    and P_out the 3.
     """
     return jnp.exp(log_finite_width_factor(spec))
 
@@ -192,10 +193,10 @@ def jacobian_variance(spec: NetworkSpec) -> Scalar:
     Returns:
         The variance (the mean is zero), shaped like the leaves of `spec`; inf where it overflows.
 
-    Source: Kumano et al. 2023, law of the linear representation (infinite width). Exact at every width, bias and input
-    x != 0 for "vanilla" and "signed" (without bias every gate is open at x = 0: there a "vanilla" network has
-    (u^2 s)^L / d); for "residual" it holds, at infinite width, in directions orthogonal to x and fails along x unless
-    u = v: see `residual_law`.
+    Source: the paper, law of the linear representation (infinite width). Exact at every width, bias and input x != 0
+    for "vanilla" and "signed" (without bias every gate is open at x = 0: there a "vanilla" network has (u^2 s)^L / d);
+    for "residual" it holds, at infinite width, in directions orthogonal to x and fails along x unless u = v: see
+    `residual_law`.
     """
     return propagation_factor(spec) ** spec.depth / spec.input_dim
 
@@ -221,7 +222,7 @@ def shift_variance(spec: NetworkSpec) -> Scalar:
         The variance (the mean is zero), shaped like the leaves of `spec`; exactly 0 without bias, inf where it
         overflows.
 
-    Source: Kumano et al. 2023, law of the linear representation (infinite width). Exact at every width and input for
-    "vanilla" and "signed"; for "residual" it fails unless u = v, the shift then depending on x: see `residual_law`.
+    Source: the paper, law of the linear representation (infinite width). Exact at every width and input for "vanilla"
+    and "signed"; for "residual" it fails unless u = v, the shift then depending on x: see `residual_law`.
     """
     return bias_series(spec, jnp.ones(spec.depth))

@@ -63,9 +63,10 @@ def residual_law(spec: NetworkSpec, input_norm_squared: ArrayLike, finite_width:
     Raises:
         ValueError: `spec.block` is not "residual".
 
-    Source: ours. A row of W_l gives the parts of a preactivation as Gaussians z_i, jointly with z = z_t + z_a, and
-    E phi'(z) z_i = (u - v) cov(z_i, z) / sqrt(2 pi V). The error is O(1/N), with finite_width O(1/N^2), of the order
-    of the square of the relative correction. The second moments are exact at every width for L = 1 and for u = v.
+    Source: ours, in the limit of infinite width or to first order in 1/N. A row of W_l gives the parts of a
+    preactivation as Gaussians z_i, jointly with z = z_t + z_a, and E phi'(z) z_i = (u - v) cov(z_i, z) / sqrt(2 pi V).
+    The error is O(1/N), with finite_width O(1/N^2), of the order of the square of the relative correction. The second
+    moments are exact at every width for L = 1 and for u = v.
     """
     if spec.block != "residual":
         raise ValueError(
@@ -90,7 +91,7 @@ def residual_law_error(spec: NetworkSpec, input_norm_squared: ArrayLike) -> Scal
     Raises:
         ValueError: `spec.block` is not "residual".
 
-    Source: ours (not in the paper); the order of what `residual_law` leaves out, and no bound.
+    Source: ours, the order of what `residual_law` leaves out, and no bound.
     """
     limit, law = _laws(spec, input_norm_squared, True)
     after, before = (jnp.stack([getattr(moments, name) for name in _SQUARES]) for moments in (law, limit))
@@ -120,7 +121,8 @@ def growth_along_input(
     Raises:
         ValueError: an argument is outside its range.
 
-    Source: ours (not in the paper): J = G + (rho - 1) G x x^T / |x|^2 with G isotropic, and the triangle inequality.
+    Source: ours, to first order in 1/N: J = G + (rho - 1) G x x^T / |x|^2 with G isotropic, and the triangle
+    inequality.
     """
     output = operator_norm_coefficient(1, q, 1, spec.output_dim, kind="sharp")
     if spec.block != "residual":

@@ -28,10 +28,11 @@ def spectral_norm_mean(spec: NetworkSpec) -> float:
         ValueError: `spec.block` is "residual"; N is so small for this depth that n' < 1, where the expansion has no
             sense.
 
-    Source: ours. Seen from the K outputs, a layer multiplies the Gram matrix of J by a random one, whose entries off
-    the diagonal have variance o / N, o = 2 r (1 - r) + m r^2, and on it 2 o / N + (m - 1) r^2 / N. The first two are
-    those of a Wishart matrix of N / o degrees of freedom; the rest is common to the diagonal, the number of open gates,
-    and lowers the mean of a root by an eighth of its variance. P_in counts d degrees of freedom, P_out N.
+    Source: ours, to first order in 1/N. Seen from the K outputs, a layer multiplies the Gram matrix of J by a random
+    one, whose entries off the diagonal have variance o / N, o = 2 r (1 - r) + m r^2, and on it 2 o / N + (m - 1) r^2 /
+    N. The first two are those of a Wishart matrix of N / o degrees of freedom; the rest is common to the diagonal, the
+    number of open gates, and lowers the mean of a root by an eighth of its variance. P_in counts d degrees of freedom,
+    P_out N.
     """
     if spec.block == "residual":
         raise ValueError("block: expected vanilla or signed (no finite-width law is known elsewhere), got 'residual'")
