@@ -68,6 +68,13 @@ def shift_kurtosis(spec: NetworkSpec) -> Scalar:
 
 
 @compiled()
+def _square_correlation(moments: _Moments, excess: Scalar, width: Scalar, depth: Scalar) -> Scalar:
+    p, q, base, tail = moments
+    return (p + 2 * q / width - base) / jnp.sqrt(
+        (3 * (1 + 2 / width) - jnp.exp(-depth * jnp.log1p(excess / width))) * (3 - tail)
+    )
+
+
 def jacobian_shift_square_correlation(spec: NetworkSpec) -> Scalar:
     """The correlation of J_ij^2 with a_i^2 over networks, at finite width.
 
@@ -91,6 +98,5 @@ def jacobian_shift_square_correlation(spec: NetworkSpec) -> Scalar:
     Source: ours, exact at every width, slope and input x != 0: flipping the sign of a row (w_i, b_i) makes the gates
     fair coins independent of all even products of the two parts.
     """
-    p, q, base, tail = _moments(spec)
-    N, factor = spec.width, 1 + width_excess(spec) / spec.width
-    return (p + 2 * q / N - base) / jnp.sqrt((3 * (1 + 2 / N) - factor**-spec.depth) * (3 - tail))
+    width, depth = jnp.asarray(float(spec.width)), jnp.asarray(float(spec.depth))
+    return _square_correlation(_moments(spec), width_excess(spec), width, depth)
