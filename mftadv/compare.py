@@ -31,8 +31,8 @@ class Claim:
         degrees_of_freedom: see `Estimate`; for a distance the number of draws less one.
         skewness: of the estimate, see `Estimate`; 0 is plain Student's t.
         skewness_error: of the skewness, see `Estimate`; unused where the predicted error is given.
-        predicted_error: the standard error that theory itself predicts for so many networks, see `relative_spread`;
-            0 where it does not. Of the two errors the larger is used.
+        predicted_error: the standard error that theory itself predicts for so many networks, see
+            `theory.relative_spread`; 0 where it does not. Of the two errors the larger is used.
         allowance: how far theory may honestly be off, as a fraction of `scale`.
         reason: why there is an allowance.
         kind: "equal" is two-sided, "at_most" one-sided, "distance" is Kolmogorov's distance of one draw per network.

@@ -55,7 +55,7 @@ class NetworkSpec:
     Raises:
         ValueError: an argument is outside its range; arrays (the leaves of a sweep) are checked entry by entry.
 
-    Source: Kumano et al. 2023, section 3; the "signed" block is this project's.
+    Source: Kumano et al. 2023, definition of the networks; the "signed" block is this project's.
     """
 
     input_dim: int

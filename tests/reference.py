@@ -89,6 +89,14 @@ def simulate(
     return np.concatenate([statistic(draw(rng, spec, size)) for size in sizes])
 
 
+def relu_scales(rng: np.random.Generator, n: int, width: int, depth: int) -> np.ndarray:
+    """R^2 of n ReLU networks: |M_0|^2 = chi^2_N / N, then per layer 2 chi^2_B / N with B ~ Bin(N, 1/2) open gates."""
+    scale = rng.chisquare(width, n) / width
+    for _ in range(depth):
+        scale *= 2 / width * rng.chisquare(np.maximum(rng.binomial(width, 0.5, n), 1e-9))
+    return scale
+
+
 def agrees(samples: np.ndarray, expected: float, allowance: float = 0.0, sigmas: float = 4.0) -> bool:
     """Whether the mean over networks ([M]) is `expected`, to `sigmas` standard errors and a relative allowance."""
     error = samples.std(ddof=1) / np.sqrt(len(samples))

@@ -12,7 +12,7 @@ from mftadv import theory
 from mftadv.compare import Claim, judge
 from mftadv.experiments import bounds, distribution
 from mftadv.spec import NetworkSpec
-from mftadv.statistics import kurtosis_estimate, law_test, log_scale_skewness, mean_estimate, pair_square_estimate
+from mftadv.statistics import kurtosis_estimate, law_test, mean_estimate, pair_square_estimate
 from tests import reference
 
 SPEC = NetworkSpec(input_dim=6, output_dim=1, width=10, depth=3, bias_variance=0.1)
@@ -108,7 +108,7 @@ def test_the_law_of_an_entry_of_narrow_networks_holds():
     entry = networks().entries[:5000, 0, 0]
     variance = float(theory.jacobian_variance(SPEC))
     options = {"allowance": law.allowance, "reason": law.reason}
-    for kurtosis, skewness in ((6 * factor, log_scale_skewness(SPEC)), (3.0, 0.0)):
+    for kurtosis, skewness in ((6 * factor, theory.log_scale_skewness(SPEC)), (3.0, 0.0)):
         wrong = Claim.of("law", 0.0, law_test(entry, variance, kurtosis, skewness), **options)
         assert judge([wrong])[0].verdict == "fails"
 
@@ -150,3 +150,30 @@ def test_a_loss_that_its_float_type_cannot_hold_says_nothing_of_a_bound(eps, dty
     sample = bounds.Sample(loss.astype(dtype), loss, ~false, false, np.ones(64, bool))
     claims = bounds.claims(spec, X[None], predicted, eps, 2.0, 2.0, sample)
     assert {judged.verdict for judged in judge(list(claims.values()))} == {verdict}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        NetworkSpec(6, 1, 20, 3, 1e-140, 1e-300),
+        NetworkSpec(6, 1, 20, 3, 1e140, 1e-300),
+        NetworkSpec(6, 2, 20, 3, 1e-140, 1e-300, block="signed"),
+        NetworkSpec(6, 2, 20, 3, 2.0, 1e300, 1e100),
+        NetworkSpec(6, 2, 100, 20_000, 2.0, 0.1),
+    ],
+)
+@pytest.mark.slow
+def test_laws_beyond_the_floating_point_numbers_are_judged(spec):
+    """omega^L or a kurtosis is 0 or inf in float64: no claim that needs it holds."""
+    rng, K = np.random.default_rng(24), spec.output_dim
+    norms = {pair: np.abs(rng.standard_normal(12)) for pair in distribution.norm_pairs(spec)}
+    rows = rng.standard_normal((12, K, 6))
+    sample = distribution.Sample(rows, rows @ X, rng.standard_normal((12, K)), norms)
+    judged = {j.claim.quantity: j.verdict for j in judge(distribution.claims(spec, X, sample))}
+    assert {verdict for quantity, verdict in judged.items() if "|J|" not in quantity} <= {"fails", "underpowered"}
+    assert judged["law of one entry of J"] == "underpowered"
+    assert all(needed >= 2 for needed in distribution.plan(spec, 1, 1e-3).values())
+    predicted = bounds.predictions(spec, X[None], 0.1, 2.0, 2.0)
+    one, false = np.ones((12, 1)), np.zeros((12, 1), bool)
+    cell = bounds.cell(spec, predicted, 0.1, 2.0, 2.0, bounds.Sample(one, one, ~false, false, ~false[:, 0]))
+    assert (cell["tightness"] is None) == (predicted["chevet"] == 0)

@@ -24,7 +24,7 @@ from mftadv.attack import (
     named_attack,
 )
 from mftadv.compare import Claim
-from mftadv.experiments.distribution import chevet_excess, exponent, growth_along_input, width_excess
+from mftadv.experiments.distribution import SPREAD, exponent, growth_along_input
 from mftadv.network import init
 from mftadv.norms import operator_norm
 from mftadv.spec import NetworkSpec
@@ -97,7 +97,7 @@ def cell(
         "quantiles": dict(zip(("05", "50", "95"), np.quantile(loss, (0.05, 0.5, 0.95)).tolist(), strict=True)),
         "eps_norm": float(eps * np.mean(sample.norm, dtype=np.float64)),
         **{name: value if math.isfinite(value) else None for name, value in predicted.items()},
-        "tightness": estimate.value / predicted["chevet"],
+        "tightness": estimate.value / predicted["chevet"] if predicted["chevet"] else None,
         "converged": float(np.mean(sample.converged)),
         "nonfinite": int(np.sum(sample.nonfinite)), "law_exact": bool(np.all(sample.law_exact)),
     }  # fmt: skip
@@ -117,7 +117,7 @@ def claims(
     Chevet's is of infinite width, where |J| has its least mean: the claim is about this width. A loss that the float
     type cannot tell from 0 to its own precision says nothing of a bound: it counts as not measured.
     """
-    excess, spread = width_excess(spec)
+    excess = 0.0 if spec.output_dim == 1 else float(theory.norm_correction(spec)[1])
     grows = "|J| grows a little inside the ball"
     growth = max(growth_along_input(spec, x, p, q) for x in xs)
     loss, limits = np.asarray(sample.loss, np.float64), np.finfo(np.asarray(sample.loss).dtype)
@@ -136,7 +136,7 @@ def claims(
         published = predicted["published"]
         holds = published >= 0.99 * least and not growth
         options |= {"scale": least, "expected": "holds" if holds else "fails"}
-        allowed = (_GROWTH + excess, f"{grows}; {spread}" if spread else grows) if holds else (0.0, "")
+        allowed = (_GROWTH + excess, f"{grows}; {SPREAD}" if spec.output_dim > 1 else grows) if holds else (0.0, "")
         options |= dict(zip(("allowance", "reason"), allowed, strict=True))
         note = "" if holds else "the published coefficient is no upper bound here"
         found["published"] = Claim.of(f"{name}, published", published, measured, note=note, **options)
@@ -149,7 +149,7 @@ def predictions(spec: NetworkSpec, xs: Float[np.ndarray, "B d"], eps: float, p: 
     norm = math.sqrt(float(np.mean(np.sum(xs**2, axis=-1))))
     ways: dict[str, Callable[[], Array]] = {
         **{kind: partial(_bound, spec, eps, p, q, kind) for kind in KINDS},
-        "at_width": lambda: _bound(spec, eps, p, q, "chevet") * (1 + chevet_excess(spec, p, q)),
+        "at_width": lambda: _bound(spec, eps, p, q, "chevet") * (1 + theory.chevet_excess(spec, p, q)),
         "confident": lambda: theory.adversarial_loss_bound(spec, eps, p, q, confidence=CONFIDENCE),
         "one_step": lambda: theory.one_step_loss(spec, eps, norm, p, q),
     }

@@ -29,7 +29,7 @@ _MAX_ENTRIES = 2**24
 
 _PLANNED = 0.045  # what is planned for, so that 5% is seen in spite of skewness, an uncertain spread, an allowance
 
-_LAW_ERROR = 0.04  # of the law of an entry, in units of w / N: see `scale_mixture_cdf`
+SPREAD = "the layers spread the singular values of K outputs by about sqrt(L K / N)"  # why finite width adds to a norm
 
 _RESIDUAL_NOTE = "along x skip and branch correlate, since the mean of phi is not 0: the published law misses it"
 
@@ -87,10 +87,10 @@ def plan(spec: NetworkSpec, num_inputs: int, family_error: float) -> dict[str, f
     # the table is made of measurements; its size does not need to be known to the last row
     level = family_error / (num_inputs * (12 + 3 * len(norm_pairs(spec))))
     needed = {}
-    for quantity, columns in [*((quantity, None) for quantity in statistics.QUANTITIES), ("jacobian_variance", 1)]:
+    for quantity, columns in [*((quantity, None) for quantity in theory.QUANTITIES), ("jacobian_variance", 1)]:
         if (quantity.startswith("pair") and spec.input_dim == 1) or ("shift" in quantity and not spec.bias_variance):
             continue
-        spread = statistics.relative_spread(spec, quantity, columns)
+        spread = theory.relative_spread(spec, quantity, columns)
         name = quantity.replace("_", " ") + (" along x" if columns else "")
         planned = _PLANNED - (0.01 if spec.block == "residual" else 0)
         needed[name] = statistics.networks_needed(spread, deviation=planned, false_alarm=level)
@@ -109,8 +109,7 @@ def claims(spec: NetworkSpec, x: Float[np.ndarray, " d"], sample: Sample) -> lis
     # what cannot be measured (a variance of nothing) comes out as nan, and is judged so
     with jax.enable_x64(True), np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         if spec.block == "residual":
-            law = _residual_law(spec, x)
-            return [*_residual_claims(spec, x, law, sample), *_norm_claims(spec, sample, x, law)]
+            return [*_residual_claims(spec, x, sample), *_norm_claims(spec, sample, x)]
         return [*_exact_claims(spec, sample), *_norm_claims(spec, sample)]
 
 
@@ -123,17 +122,20 @@ def _exact_claims(spec: NetworkSpec, sample: Sample) -> Iterator[Claim]:
     def claim(quantity, expected, estimate, spread, scale=None, columns=columns, note=""):
         """A claim with the error that theory predicts, from one network's relative spread."""
         scale = abs(expected) if scale is None else scale
-        error = statistics.relative_spread(spec, spread, columns) * scale / math.sqrt(n)
+        error = theory.relative_spread(spec, spread, columns) * scale / math.sqrt(n)
         return Claim.of(quantity, expected, estimate, scale=scale, predicted_error=error, note=note)
 
     yield claim("mean of J", 0.0, statistics.mean_estimate(entries), "jacobian_mean", math.sqrt(variance))
     yield claim("variance of J", variance, statistics.mean_estimate(entries**2), "jacobian_variance")
     kurtosis = statistics.kurtosis_estimate(entries)
     yield claim("kurtosis of J", 3 * factor, kurtosis, "jacobian_kurtosis", note="3 at infinite width")
-    law = statistics.law_test(entries[:, 0, 0], variance, 3 * factor, statistics.log_scale_skewness(spec))
+    if 0 < variance < math.inf and factor < math.inf:
+        law = statistics.law_test(entries[:, 0, 0], variance, 3 * factor, theory.log_scale_skewness(spec))
+    else:
+        law = statistics.LawTest(math.nan, math.nan, math.nan, n, 0)
     note = f"Kolmogorov's distance to the law at width N; to the normal law {law.normal_distance:.3g}"
-    allowance = _LAW_ERROR * _log_width_factor(spec) / spec.width
-    yield Claim.of("law of one entry of J", 0.0, law, allowance=allowance, reason="the law is approximate", note=note)
+    options = {"allowance": float(theory.entry_law_error(spec)), "reason": "the law is approximate"}
+    yield Claim.of("law of one entry of J", 0.0, law, note=note, **options)
     if columns > 1:
         pairs = statistics.pair_correlation_estimate(entries)
         yield claim("correlation of J_j, J_k", 0.0, pairs, "pair_correlation", scale=1.0)
@@ -158,10 +160,13 @@ def _exact_claims(spec: NetworkSpec, sample: Sample) -> Iterator[Claim]:
     yield claim("correlation of J^2, a^2", expected, squares, "jacobian_shift_square_correlation", scale=1.0, note=note)
 
 
-def _residual_claims(spec: NetworkSpec, x: np.ndarray, law: dict[str, float], sample: Sample) -> Iterator[Claim]:
+def _residual_claims(spec: NetworkSpec, x: np.ndarray, sample: Sample) -> Iterator[Claim]:
     """Residual networks: what the paper says beside what holds."""
+    square = x @ x
+    law = jax.tree.map(float, theory.residual_law(spec, float(square), finite_width=True))
+    error = float(theory.residual_law_error(spec, float(square)))
     published = float(theory.jacobian_variance(spec))
-    across, along = law["orthogonal"], law["along_input"] / (x @ x)
+    across, along = law.orthogonal, law.along_input / square
     columns = sample.entries.shape[-1]
     kept = x[:columns] / math.sqrt(x @ x)
     mean = across + (along - across) * float(kept @ kept) / columns
@@ -171,7 +176,7 @@ def _residual_claims(spec: NetworkSpec, x: np.ndarray, law: dict[str, float], sa
         known = abs(ours - theirs) > 1e-3 * (abs(theirs) if scale is None else scale)
         options = {"expected": "fails" if known else "holds", "note": _RESIDUAL_NOTE}
         yield Claim.of(f"{quantity}, published", theirs, estimate, scale=scale, **options)
-        options = {"allowance": law["error"], "reason": "corrected to first order in 1/N"}
+        options = {"allowance": error, "reason": "corrected to first order in 1/N"}
         yield Claim.of(f"{quantity}, corrected", ours, estimate, scale=scale, **options)
 
     yield from both("variance of J", published, mean, statistics.mean_estimate(sample.entries**2))
@@ -184,20 +189,11 @@ def _residual_claims(spec: NetworkSpec, x: np.ndarray, law: dict[str, float], sa
     if not published:
         yield _no_shift(sample.shift)
         return
-    yield _centred("mean of a", sample.shift, law["shift"])
-    yield from both("variance of a", published, law["shift"], statistics.mean_estimate(sample.shift**2))
-    cross = law["cross"] / (math.sqrt(law["along_input"]) * math.sqrt(law["shift"]))
+    yield _centred("mean of a", sample.shift, law.shift)
+    yield from both("variance of a", published, law.shift, statistics.mean_estimate(sample.shift**2))
+    cross = float(np.divide(law.cross, math.sqrt(law.along_input) * math.sqrt(law.shift)))
     estimate = statistics.correlation_estimate(sample.along, sample.shift)
     yield from both("correlation of J x, a", 0.0, cross, estimate, scale=1.0)
-
-
-def _residual_law(spec: NetworkSpec, x: np.ndarray) -> dict[str, float]:
-    """The moments of a residual network at its width; `error` is how far they may be off: the correction squared."""
-    limit, law = (theory.residual_law(spec, float(x @ x), finite_width=corrected) for corrected in (False, True))
-    moments = ("orthogonal", "along_input", "shift", "cross")
-    law, limit = ({name: float(getattr(which, name)) for name in moments} for which in (law, limit))
-    correction = max(abs(law[name] / limit[name] - 1) for name in moments if limit[name])
-    return {**law, "error": correction**2}
 
 
 def _no_shift(shift: np.ndarray) -> Claim:
@@ -208,25 +204,27 @@ def _centred(quantity: str, values: np.ndarray, variance: float) -> Claim:
     return Claim.of(quantity, 0.0, statistics.mean_estimate(values), scale=math.sqrt(variance))
 
 
-def _norm_claims(spec: NetworkSpec, sample: Sample, x: Any = None, law: Any = None) -> Iterator[Claim]:
-    """Measured norms against the coefficients: the mean where it is known, the bound, the published value."""
+def _norm_claims(spec: NetworkSpec, sample: Sample, x: np.ndarray | None = None) -> Iterator[Claim]:
+    """Measured norms against the coefficients: the mean where it is known, the bound, the published value.
+
+    `x` is given for residual networks, whose law depends on it.
+    """
     d, K = spec.input_dim, spec.output_dim
     published_gain = math.sqrt(float(theory.jacobian_variance(spec)) * d)
-    gain = math.sqrt(law["orthogonal"] * d) if law else published_gain
-    excess, reason = width_excess(spec)
-    if K == 1:
-        w = _log_width_factor(spec)
-        lowered, allowance, reason = math.exp(-w / 8), w**2 / 8, "finite width to first order"
-    else:
-        lowered, allowance = 1.0, excess
+    gain = published_gain
+    if x is not None:
+        gain = math.sqrt(float(theory.residual_law(spec, float(x @ x), finite_width=True).orthogonal) * d)
+    lowered, allowance = map(float, theory.norm_correction(spec))
+    excess, reason = (0.0, "finite width to first order") if K == 1 else (allowance, SPREAD)
     for (p, q), values in sample.norms.items():
         measured = statistics.mean_estimate(values)
         name = f"mean |J| {exponent(p)}->{exponent(q)}"
         sharp, bound = (theory.operator_norm_coefficient(p, q, d, K, kind=kind) for kind in ("sharp", "chevet"))
-        growth = growth_along_input(spec, x, p, q) if law else 0.0
-        if not law:
+        growth = 0.0 if x is None else growth_along_input(spec, x, p, q)
+        if x is None:
             yield Claim.of(f"{name}, sharp", gain * sharp * lowered, measured, allowance=allowance, reason=reason)
-        options = {"kind": "at_most", "allowance": chevet_excess(spec, p, q), "reason": reason if excess else ""}
+        options = {"kind": "at_most", "reason": reason if excess else ""}
+        options |= {"allowance": float(theory.chevet_excess(spec, p, q))}
         note = "with the growth along x" if growth else ""
         yield Claim.of(f"{name}, Chevet", gain * bound + growth, measured, note=note, **options)
         with contextlib.suppress(ValueError):  # four pairs have a published coefficient
@@ -238,40 +236,9 @@ def _norm_claims(spec: NetworkSpec, sample: Sample, x: Any = None, law: Any = No
             yield Claim.of(f"{name}, published", published_gain * published, measured, note=note, **options)
 
 
-def width_excess(spec: NetworkSpec) -> tuple[float, str]:
-    """How far above their infinite-width mean the norms of J may lie at this width, as a fraction, and why."""
-    if spec.output_dim == 1:
-        return 0.0, ""
-    excess = max(float(theory.width_mean(_like(spec))) - 1, 0.0)
-    return excess, "the layers spread the singular values of K outputs by about sqrt(L K / N)"
-
-
-def chevet_excess(spec: NetworkSpec, p: float, q: float) -> float:
-    """How far above Chevet's bound of infinite width the mean norm of J may lie at this width, as a fraction."""
-    arguments = _like(spec), 1.0, p, q
-    return float(theory.finite_width_bound(*arguments) / theory.adversarial_loss_bound(*arguments)) - 1
-
-
-def _like(spec: NetworkSpec) -> NetworkSpec:
-    """The same network, or, as no law at finite width is known for "residual", its "signed" stand-in."""
-    return dataclasses.replace(spec, block="signed") if spec.block == "residual" else spec
-
-
-def _log_width_factor(spec: NetworkSpec) -> float:
-    return math.log(float(theory.finite_width_factor(_like(spec))))
-
-
 def growth_along_input(spec: NetworkSpec, x: np.ndarray, p: float, q: float) -> float:
-    """What growth of a residual network along x adds at most to a mean norm of J; 0 for other blocks.
-
-    J = G + (rho - 1) G x x^T / |x|^2, by the triangle inequality.
-    """
-    if spec.block != "residual":
-        return 0.0
-    law, size = _residual_law(spec, x), math.sqrt(x @ x)
-    along = max(math.sqrt(law["along_input"]) / size - math.sqrt(law["orthogonal"]), 0.0)
-    output = theory.operator_norm_coefficient(1, q, 1, spec.output_dim, kind="sharp")
-    return along * output * float(norms.vector_norm(jnp.asarray(x / size), dual_exponent(p)))
+    """What growth along the input x adds at most to a mean norm of J, see `theory.growth_along_input`."""
+    return float(theory.growth_along_input(spec, float(x @ x), float(np.linalg.norm(x, dual_exponent(p))), q))
 
 
 def exponent(p: float) -> str:

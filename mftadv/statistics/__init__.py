@@ -1,13 +1,7 @@
 """Moments that merge, estimates with errors by network, and how many networks a claim needs."""
 
 from mftadv.statistics._moments import Moments, merge, moments, to_host
-from mftadv.statistics._planner import (
-    QUANTITIES,
-    log_scale_skewness,
-    networks_needed,
-    relative_spread,
-    smallest_visible_deviation,
-)
+from mftadv.statistics._planner import networks_needed, smallest_visible_deviation
 from mftadv.statistics._tests import (
     Estimate,
     LawTest,
@@ -23,14 +17,12 @@ from mftadv.statistics._tests import (
 )
 
 __all__ = [
-    "QUANTITIES",
     "Estimate",
     "LawTest",
     "Moments",
     "correlation_estimate",
     "kurtosis_estimate",
     "law_test",
-    "log_scale_skewness",
     "mean_estimate",
     "merge",
     "moments",
@@ -38,7 +30,6 @@ __all__ = [
     "pair_correlation_estimate",
     "pair_square_estimate",
     "ratio_estimate",
-    "relative_spread",
     "scale_mixture_cdf",
     "smallest_visible_deviation",
     "smooth_estimate",

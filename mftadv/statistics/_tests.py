@@ -153,7 +153,7 @@ def kurtosis_estimate(entries: Draws, variance: float | None = None) -> Estimate
     """The kurtosis E J^4 / (E J^2)^2 of entries of zero mean, its error by network.
 
     With the variance known this is a mean; estimated it is less noisy, but its error shows only with many networks: a
-    claim of it should say what error theory predicts (`relative_spread`).
+    claim of it should say what error theory predicts (`theory.relative_spread`).
 
     Args:
         entries: [n, ...].
@@ -275,7 +275,7 @@ def scale_mixture_cdf(x: ArrayLike, variance: float, kurtosis: float, skewness: 
         x: where to evaluate, any shape.
         variance: E J^2 > 0.
         kurtosis: E J^4 / (E J^2)^2 >= 3; 3 gives the normal law.
-        skewness: of ln R^2, at most 0, at least -1 and -1.5 / sqrt(w): `log_scale_skewness(spec)` for an entry of J.
+        skewness: of ln R^2, at most 0, at least -1 and -1.5 / sqrt(w): for an entry of J `theory.log_scale_skewness`.
 
     Returns:
         F(x), of the shape of `x`, float64.

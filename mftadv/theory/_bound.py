@@ -14,7 +14,7 @@ from mftadv.theory._coefficients import (
     operator_norm_deviation,
 )
 from mftadv.theory._gaussian_norms import expected_norm
-from mftadv.theory._laws import Scalar, check_size, compiled, log_finite_width_factor, propagation_factor
+from mftadv.theory._laws import Scalar, check_size, compiled, log_finite_width_factor, propagation_factor, stand_in
 
 _BOUNDS = ("chevet", "sharp")
 
@@ -37,7 +37,7 @@ def width_quantile(spec: NetworkSpec, probability: float) -> Scalar:
     Raises:
         ValueError: the block is "residual", or the probability is not in (0, 1).
 
-    Source: ours; see `adversarial_loss_bound`.
+    Source: ours, to leading order in 1/N at fixed L/N; see `adversarial_loss_bound`.
     """
     check_confidence(probability, "probability")
     z = float(ndtri(probability))
@@ -83,9 +83,9 @@ def width_mean(spec: NetworkSpec) -> Scalar:
     Raises:
         ValueError: the block is "residual".
 
-    Source: ours; see `adversarial_loss_bound`. ln |A|_2^2 moves with the Gaussian noise of the layers by at most
-    sqrt(w), so that E|A|_2 is at most that of a log-normal variable; and |A|_2 is at most |A|_F, of mean square K at
-    every width.
+    Source: ours, to leading order in 1/N at fixed L/N; see `adversarial_loss_bound`. ln |A|_2^2 moves with the Gaussian
+    noise of the layers by at most sqrt(w), so that E|A|_2 is at most that of a log-normal variable; and |A|_2 is at
+    most |A|_F, of mean square K at every width.
     """
     return _mean(log_finite_width_factor(spec), *_edge(spec))
 
@@ -93,7 +93,7 @@ def width_mean(spec: NetworkSpec) -> Scalar:
 def finite_width_bound(spec: NetworkSpec, eps: ArrayLike, p: float, q: float) -> Scalar:
     """Chevet's bound on the mean of eps |J(x)|_{p->q} over random networks of finite width.
 
-        eps omega^{L/2} d^{-1/2} ( R_p(d) E|g_K|_q + max(W, 1) R_q*(K) E|g_d|_p* )
+        eps omega^{L/2} d^{-1/2} ( R_p(d) E|g_K|_q + W^+ R_q*(K) E|g_d|_p* ),      W^+ = max(W, 1),
 
     in the letters of `operator_norm_coefficient`. Only the second term, the greater the more inputs there are, feels
     the spread that the layers give to the singular values of K > 1 outputs: W is `width_mean`, or for q = inf, if that
@@ -111,18 +111,72 @@ def finite_width_bound(spec: NetworkSpec, eps: ArrayLike, p: float, q: float) ->
     Raises:
         ValueError: an argument is outside its range, or the block is "residual".
 
-    Source: ours. Chevet's inequality for J = omega^{L/2} A G given A, and the mean over A: |J|_{p->q} is on average at
-    most omega^{L/2} d^{-1/2} ( R_p(d) E|A g_K|_q + E|A|_{2->q} E|g_d|_p* ). P_out is Gaussian and independent of what
-    it reads, of mean square 1, so that E|A g_K|_q <= E|g_K|_q; and |A|_{2->q} <= R_q*(K) |A|_2. For q = inf it is the
-    longest row of A, at most (sum_i |a_i|^r)^(1/r) for r >= 1, of rows that are log-normal to leading order in 1/N.
+    Source: ours, to leading order in 1/N at fixed L/N. Chevet's inequality for J = omega^{L/2} A G given A, and the
+    mean over A: |J|_{p->q} is on average at most omega^{L/2} d^{-1/2} ( R_p(d) E|A g_K|_q + E|A|_{2->q} E|g_d|_p* ).
+    P_out is Gaussian and independent of what it reads, of mean square 1, so that E|A g_K|_q <= E|g_K|_q; and |A|_{2->q}
+    <= R_q*(K) |A|_2. For q = inf it is the longest row of A, at most (sum_i |a_i|^r)^(1/r) for r >= 1, of rows that are
+    log-normal to leading order in 1/N.
     """
-    by_outputs, by_inputs = chevet_terms(
-        check_exponent("p", p), check_exponent("q", q), spec.input_dim, spec.output_dim
-    )
+    by_outputs, by_inputs = _chevet_terms(spec, p, q)
+    return _grown(check_size("eps", eps) * (by_outputs + _by_width(spec, q) * by_inputs), spec)
+
+
+def chevet_excess(spec: NetworkSpec, p: float, q: float) -> Scalar:
+    """How far finite width may raise Chevet's bound on the mean of |J|_{p->q}, as a fraction of it.
+
+    (W^+ - 1) R_q*(K) E|g_d|_p* / ( R_p(d) E|g_K|_q + R_q*(K) E|g_d|_p* ), W^+ = max(W, 1): the ratio of
+    `finite_width_bound` to `adversarial_loss_bound`, less 1, in the letters of the former.
+
+    Args:
+        spec: the law of the network. "residual", of which no law at finite width is known, is given the figure of
+            "signed" at the same variances.
+        p: exponent of the perturbation's norm, any number in [1, inf].
+        q: exponent of the output's norm, any number in [1, inf].
+
+    Returns:
+        The fraction, >= 0, shaped like the leaves of `spec`; 0 for K = 1.
+
+    Raises:
+        ValueError: an exponent is outside its range.
+
+    Source: ours, to leading order in 1/N at fixed L/N; see `finite_width_bound`.
+    """
+    by_outputs, by_inputs = _chevet_terms(spec, p, q)
+    return (_by_width(stand_in(spec), q) - 1) * (by_inputs / (by_outputs + by_inputs))
+
+
+def norm_correction(spec: NetworkSpec) -> tuple[Scalar, Scalar]:
+    """What finite width does to the mean norm of J: a factor, and how far the mean may be off it, as a fraction.
+
+        K = 1   exp(-w/8) and w^2/8,   w = ln `finite_width_factor`
+        K > 1   1 and max(W - 1, 0),   W = `width_mean`: the layers spread the singular values by about sqrt(L K / N)
+
+    Args:
+        spec: the law of the network. "residual", of which no law at finite width is known, is given the figures of
+            "signed" at the same variances.
+
+    Returns:
+        (factor, error), each shaped like the leaves of `spec`. For K > 1 the error is upwards, a bound.
+
+    Source: ours, to leading order in 1/N at fixed L/N; see `adversarial_loss_bound`.
+    """
+    spec = stand_in(spec)
+    mean = width_mean(spec)
+    if spec.output_dim == 1:
+        return mean, log_finite_width_factor(spec) ** 2 / 8
+    return jnp.ones_like(mean), jnp.maximum(mean - 1, 0.0)
+
+
+def _chevet_terms(spec: NetworkSpec, p: float, q: float) -> tuple[float, float]:
+    return chevet_terms(check_exponent("p", p), check_exponent("q", q), spec.input_dim, spec.output_dim)
+
+
+def _by_width(spec: NetworkSpec, q: float) -> Scalar:
+    """W^+ of `finite_width_bound`."""
     spread = width_mean(spec)
     if q == math.inf and spec.output_dim > 1:
         spread = jnp.minimum(spread, _longest_row(log_finite_width_factor(spec), math.log(spec.output_dim)))
-    return _grown(check_size("eps", eps) * (by_outputs + jnp.maximum(spread, 1.0) * by_inputs), spec)
+    return jnp.maximum(spread, 1.0)
 
 
 @compiled()
@@ -182,16 +236,15 @@ def adversarial_loss_bound(
         ValueError: an argument is outside its range, or has no coefficient; a confidence is asked of a kind that is no
             bound, or of the "residual" block, for which no law at finite width is known.
 
-    Source: without confidence Kumano et al. 2023, bound on the adversarial loss (infinite width; for "residual" and
-    u != v J is larger along x than this assumes). With confidence, ours, for independent A and G, to leading order in
-    1/N at fixed L/N. K = 1: ln A^2 is N(-w/2, w), whose quantiles are right to .02 in probability for ReLU, N = 30,
-    L = 3. K > 1: layer by layer, the logarithms x_i of the eigenvalues of A A^T follow
-    dx_i = sqrt(2) dB_i - dt + sum_j dt/(exp(x_i - x_j) - 1) up to a t <= w/2, and a common normal of mean t - w/2 and
-    variance w - 2t is added. Two comparisons bound the mean of the largest by that of the largest eigenvalue of a
-    symmetric Gaussian matrix, which is below e (by Slepian's inequality with g_K; with g_{K-1} by computation):
-    1/(exp(y) - 1) <= 1/y for each x_i, and coth(y/2)/2 <= 1/y + y/12 for the sums of the k largest. The largest is
-    convex and Lipschitz in B, hence its Gaussian tail (Borell). |J| grows with A A^T (Anderson's inequality); the rest
-    is Gaussian concentration.
+    Source: the paper, its bound on the adversarial loss, without confidence and but for beta (infinite width; for
+    "residual" and u != v J is larger along x than this assumes). With confidence, ours, for independent A and G, to
+    leading order in 1/N at fixed L/N. K = 1: ln A^2 is N(-w/2, w), whose quantiles are right to .02 in probability for
+    ReLU, N = 30, L = 3. K > 1: layer by layer, the logarithms x_i of the eigenvalues of A A^T follow dx_i = sqrt(2)
+    dB_i - dt + sum_j dt/(exp(x_i - x_j) - 1) up to a t <= w/2, and a common normal of mean t - w/2 and variance w - 2t
+    is added. Two comparisons bound the mean of the largest by that of the largest eigenvalue of a symmetric Gaussian
+    matrix, which is below e (by Slepian's inequality with g_K; with g_{K-1} by computation): 1/(exp(y) - 1) <= 1/y for
+    each x_i, and coth(y/2)/2 <= 1/y + y/12 for the sums of the k largest. The largest is convex and Lipschitz in B,
+    hence its Gaussian tail (Borell). |J| grows with A A^T (Anderson's inequality); the rest is Gaussian concentration.
     """
     coefficient = operator_norm_coefficient(p, q, spec.input_dim, spec.output_dim, kind=kind)
     scale = check_size("eps", eps)

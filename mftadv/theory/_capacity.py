@@ -40,8 +40,8 @@ def fisher_rao_norm(
     Raises:
         ValueError: `spec.block` is "residual".
 
-    Source: ours, after Kumano et al. 2023, section on capacity (the norm, and that it falls). Exact at every width and
-    input x != 0.
+    Source: the paper, on network capacity, for the norm as its measure and the claim that it falls; the closed form is
+    ours, exact at every width and input x != 0.
     """
     if spec.block == "residual":
         raise ValueError(

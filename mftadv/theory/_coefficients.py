@@ -54,10 +54,10 @@ def operator_norm_coefficient(p: float, q: float, input_dim: int, output_dim: in
     Raises:
         ValueError: an argument is outside its range, "sharp" does not know the mean, or "published" has no entry.
 
-    Source: "published", Kumano et al. 2023, table of beta_{p,q}. "chevet", ours: Chevet's inequality (Gordon, Israel
-    J. Math. 50, 1985, for its constant). "sharp", ours: a p = 1 or q = inf norm is a maximum of independent norms;
-    (2, 2) from the laws of the largest Wishart eigenvalue. The duality |G|_{p->q} = |G^T|_{q*->p*} holds in each of
-    them but "published".
+    Source: the paper, its coefficients beta_{p,q}, for "published"; the other kinds are ours. "chevet": Chevet's
+    inequality (Gordon, Israel J. Math. 50, 1985, for its constant). "sharp": a p = 1 or q = inf norm is a maximum of
+    independent norms; (2, 2) from the laws of the largest Wishart eigenvalue. The duality |G|_{p->q} = |G^T|_{q*->p*}
+    holds in each of them but "published".
     """
     p, q, d, k = _check_arguments(p, q, input_dim, output_dim)
     if kind not in KINDS:
@@ -79,7 +79,7 @@ def has_sharp_coefficient(p: float, q: float, input_dim: int, output_dim: int) -
     Raises:
         ValueError: an argument is outside its range.
 
-    Source: ours; see `operator_norm_coefficient`.
+    Source: ours, exact; see `operator_norm_coefficient`.
     """
     p, q, d, k = _check_arguments(p, q, input_dim, output_dim)
     known = (1, 2, math.inf)
@@ -104,8 +104,8 @@ def operator_norm_deviation(p: float, q: float, input_dim: int, output_dim: int,
     Raises:
         ValueError: an argument is outside its range.
 
-    Source: ours, Gaussian concentration: |G|_{p->q} moves by at most R_p(d) R_q*(K) times the Frobenius norm of a
-    change of G.
+    Source: ours, a bound by Gaussian concentration: |G|_{p->q} moves by at most R_p(d) R_q*(K) times the Frobenius norm
+    of a change of G.
     """
     p, q, d, k = _check_arguments(p, q, input_dim, output_dim)
     check_confidence(confidence)

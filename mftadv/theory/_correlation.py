@@ -47,7 +47,7 @@ def kappa(spec: NetworkSpec, c: ArrayLike) -> Scalar:
 
     kappa(c) = E phi(z) phi(z') = (u - v)^2 (sin theta + (pi - theta) cos theta) / (2 pi) + u v c, theta = arccos c.
 
-    Source: ours; the arc-cosine kernel of degree one for u = 1, v = 0.
+    Source: ours, exact; the arc-cosine kernel of degree one for u = 1, v = 0.
     """
     _, _, u, v = leaves(spec)
     return _second_moment(u, v, c)
@@ -66,7 +66,7 @@ def gate_correlation(spec: NetworkSpec, c: ArrayLike) -> Scalar:
 
     g has a cusp at c = 1, where its derivative in c is infinite: there, and at c = -1, 0 is returned for it.
 
-    Source: ours; the arc-cosine kernel of degree zero for u = 1, v = 0.
+    Source: ours, exact; the arc-cosine kernel of degree zero for u = 1, v = 0.
     """
     _, _, u, v = leaves(spec)
     return _gate_moment(u, v, c)

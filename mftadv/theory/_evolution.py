@@ -190,11 +190,11 @@ def weight_variance(
     Raises:
         ValueError: an argument is outside its range, or (p, q) has no coefficient of that kind.
 
-    Source: "vanilla" with m > 0, Kumano et al. 2023, weight variance under adversarial training (gradient flow on
-    L_adv alone, infinite width); the other depths and the shortcut, whose flow is ds/dt = -kappa s (1 + alpha s)^m,
-    are ours. It is right at t = 0 and does not hold for long: training also turns the weights towards the
-    adversarial direction and the loss falls much faster than omega^{L/2}, so that the variance decays less than
-    this. `validity_horizon` says for how long it may be used.
+    Source: the paper, weight variance under adversarial training, for "vanilla" with m > 0 (gradient flow on L_adv
+    alone, infinite width); the other depths and the shortcut, whose flow is ds/dt = -kappa s (1 + alpha s)^m, are ours.
+    It is right at t = 0 and does not hold for long: training also turns the weights towards the adversarial direction
+    and the loss falls much faster than omega^{L/2}, so that the variance decays less than this. `validity_horizon` says
+    for how long it may be used.
     """
     elapsed = _loss_share(spec, eps, p, q, kind) * check_size("t", t)
     shape = spec.depth / 2 - 1, min(spec.depth, 3), spec.has_shortcut
@@ -220,9 +220,10 @@ def weight_variance_rate(spec: NetworkSpec, eps: ArrayLike, p: float, q: float, 
     Raises:
         ValueError: an argument is outside its range, or (p, q) has no coefficient of that kind.
 
-    Source: "vanilla", Kumano et al. 2023; the shortcut is ours. A layer's share follows from homogeneity: f and L_adv
-    are of degree one in each W_l without bias, so d|W_l|_F^2 / dt = -2 L_adv for "vanilla" at any width (flow on L_adv
-    alone); the branch carries the mean share r of it for a shortcut, at infinite width.
+    Source: the paper, weight variance under adversarial training, for "vanilla"; the shortcut is ours. A layer's share
+    follows from homogeneity: f and L_adv are of degree one in each W_l without bias, so d|W_l|_F^2 / dt = -2 L_adv for
+    "vanilla" at any width (flow on L_adv alone); the branch carries the mean share r of it for a shortcut, at infinite
+    width.
     """
     share, omega = _loss_share(spec, eps, p, q, kind), propagation_factor(spec)
     if not spec.has_shortcut:

@@ -91,8 +91,8 @@ def adversarial_loss_decay_rate(spec: NetworkSpec, eps: ArrayLike, input_norm: A
             concrete; a traced one must be 0).
 
     Source: ours, in the limit of infinite width; the worst perturbation of a random network is orthogonal to x in the
-    mean. For the worst perturbation of that very network, which is aligned with its weights, the rate is higher, by
-    an excess that falls with N.
+    mean. For the worst perturbation of that very network, which is aligned with its weights, the rate is higher, by an
+    excess that falls with N.
     """
     return _decay_rate(spec, *_check(spec, eps, input_norm))
 
@@ -127,7 +127,8 @@ def validity_horizon(
     Raises:
         ValueError: as for `adversarial_loss_decay_rate`.
 
-    Source: ours; first order in t, infinite width. Finite width shortens it, see `adversarial_loss_decay_rate`.
+    Source: ours, to first order in t, in the limit of infinite width. Finite width shortens it, see
+    `adversarial_loss_decay_rate`.
     """
     lengths = _check(spec, eps, input_norm)
     beta = operator_norm_coefficient(2, 2, spec.input_dim, 1, kind="sharp")

@@ -37,7 +37,7 @@ def alpha(spec: NetworkSpec) -> Scalar:
 
     alpha = (u^2 + v^2) / 2.
 
-    Source: Kumano et al. 2023, section 3 (definition).
+    Source: the paper, definition of the activation's mean square slope.
     """
     _, _, u, v = leaves(spec)
     return _mean_square(u, v)
@@ -58,7 +58,7 @@ def propagation_factor(spec: NetworkSpec) -> Scalar:
 
     omega = A for "vanilla", 1 + A for "residual" and "signed", with A = alpha s.
 
-    Source: Kumano et al. 2023, definition of the propagation factor; "signed" is ours.
+    Source: the paper, definition of the propagation factor; "signed" is ours.
     """
     gain = branch_gain(spec)
     return 1 + gain if spec.has_shortcut else gain
@@ -106,7 +106,7 @@ def scaled_power(scale: Scalar, base: Scalar, exponent: ArrayLike) -> Scalar:
 @compiled("signed")
 def _width_excess(leaves: Leaves, signed: bool) -> Scalar:
     s, _, u, v = leaves
-    excess = 3 * _kurtosis(u, v) - 1
+    excess = 3 * _slope_moment(u, v, 2) - 1
     if not signed:
         return excess
     gain = (u**2 + v**2) / 2 * s
@@ -114,16 +114,22 @@ def _width_excess(leaves: Leaves, signed: bool) -> Scalar:
     return 4 * share / (1 + gain) + excess * share**2
 
 
-def _kurtosis(u: Scalar, v: Scalar) -> Scalar:
+def _slope_moment(u: Scalar, v: Scalar, order: int) -> Scalar:
+    # slopes in units of the larger one, so that no power of theirs overflows or vanishes
     unit = jax.lax.stop_gradient(jnp.maximum(jnp.abs(u), jnp.abs(v)))
     positive, negative = (u / unit) ** 2, (v / unit) ** 2
-    return 2 * (positive**2 + negative**2) / (positive + negative) ** 2
+    return 2 ** (order - 1) * (positive**order + negative**order) / (positive + negative) ** order
 
 
-def slope_kurtosis(spec: NetworkSpec) -> Scalar:
-    """The kurtosis m = E phi'^4 / (E phi'^2)^2 of the slope, 2 (u^4 + v^4) / (u^2 + v^2)^2: 2 for ReLU, 1 for |z|."""
+def slope_moment(spec: NetworkSpec, order: int) -> Scalar:
+    """E phi'^(2k) / (E phi'^2)^k of order k, 2^(k-1) (u^2k + v^2k) / (u^2 + v^2)^k: for ReLU 2^(k-1), for |z| 1."""
     _, _, u, v = leaves(spec)
-    return _kurtosis(u, v)
+    return _slope_moment(u, v, order)
+
+
+def stand_in(spec: NetworkSpec) -> NetworkSpec:
+    """The same law, or its "signed" stand-in for "residual", of which no law of fourth moments is known."""
+    return spec.replace(block="signed") if spec.block == "residual" else spec
 
 
 def width_excess(spec: NetworkSpec) -> Scalar:
@@ -156,8 +162,9 @@ def finite_width_factor(spec: NetworkSpec) -> Scalar:
     Raises:
         ValueError: `spec.block` is "residual", for which no such law is known.
 
-    Source: ours. Flipping the sign of a row (w_i, b_i) makes the gates fair coins, independent of all squares, which
-    gives E|h_l|^4 from E|h_{l-1}|^4 in one line; P_in contributes 1 + 2/N and P_out the 3.
+    Source: ours, exact at every width, bias and input x != 0. Flipping the sign of a row (w_i, b_i) makes the gates
+    fair coins, independent of all squares, which gives E|h_l|^4 from E|h_{l-1}|^4 in one line; P_in contributes 1 + 2/N
+    and P_out the 3.
     """
     return jnp.exp(log_finite_width_factor(spec))
 
@@ -186,10 +193,10 @@ def jacobian_variance(spec: NetworkSpec) -> Scalar:
     Returns:
         The variance (the mean is zero), shaped like the leaves of `spec`; inf where it overflows.
 
-    Source: Kumano et al. 2023, law of the linear representation (infinite width). Exact at every width, bias and input
-    x != 0 for "vanilla" and "signed" (without bias every gate is open at x = 0: there a "vanilla" network has
-    (u^2 s)^L / d); for "residual" it holds, at infinite width, in directions orthogonal to x and fails along x unless
-    u = v: see `residual_law`.
+    Source: the paper, law of the linear representation (infinite width). Exact at every width, bias and input x != 0
+    for "vanilla" and "signed" (without bias every gate is open at x = 0: there a "vanilla" network has (u^2 s)^L / d);
+    for "residual" it holds, at infinite width, in directions orthogonal to x and fails along x unless u = v: see
+    `residual_law`.
     """
     return propagation_factor(spec) ** spec.depth / spec.input_dim
 
@@ -215,7 +222,7 @@ def shift_variance(spec: NetworkSpec) -> Scalar:
         The variance (the mean is zero), shaped like the leaves of `spec`; exactly 0 without bias, inf where it
         overflows.
 
-    Source: Kumano et al. 2023, law of the linear representation (infinite width). Exact at every width and input for
-    "vanilla" and "signed"; for "residual" it fails unless u = v, the shift then depending on x: see `residual_law`.
+    Source: the paper, law of the linear representation (infinite width). Exact at every width and input for "vanilla"
+    and "signed"; for "residual" it fails unless u = v, the shift then depending on x: see `residual_law`.
     """
     return bias_series(spec, jnp.ones(spec.depth))

@@ -8,9 +8,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from mftadv.spec import NetworkSpec
-from mftadv.theory._laws import Scalar, compiled, jacobian_variance, leaves
+from mftadv.theory._coefficients import operator_norm_coefficient
+from mftadv.theory._laws import Scalar, check_size, compiled, jacobian_variance, leaves
 
 _einsum = partial(jnp.einsum, precision="highest")
+
+_SQUARES = ("along_input", "shift", "cross", "orthogonal")
 
 
 class ResidualLaw(NamedTuple):
@@ -24,7 +27,6 @@ class ResidualLaw(NamedTuple):
     orthogonal: Scalar  # E (J e)^2 for a unit vector e orthogonal to x
 
 
-@compiled("finite_width")
 def residual_law(spec: NetworkSpec, input_norm_squared: ArrayLike, finite_width: bool = False) -> ResidualLaw:
     """The law of a residual network along its own input, which the published one misses, and across it.
 
@@ -61,23 +63,91 @@ def residual_law(spec: NetworkSpec, input_norm_squared: ArrayLike, finite_width:
     Raises:
         ValueError: `spec.block` is not "residual".
 
-    Source: ours. A row of W_l gives the parts of a preactivation as Gaussians z_i, jointly with z = z_t + z_a, and
-    E phi'(z) z_i = (u - v) cov(z_i, z) / sqrt(2 pi V). The error is O(1/N), with finite_width O(1/N^2), of the order
-    of the square of the relative correction. The second moments are exact at every width for L = 1 and for u = v.
+    Source: ours, in the limit of infinite width or to first order in 1/N. A row of W_l gives the parts of a
+    preactivation as Gaussians z_i, jointly with z = z_t + z_a, and E phi'(z) z_i = (u - v) cov(z_i, z) / sqrt(2 pi V).
+    The error is O(1/N), with finite_width O(1/N^2), of the order of the square of the relative correction. The second
+    moments are exact at every width for L = 1 and for u = v.
     """
     if spec.block != "residual":
         raise ValueError(
             "block: expected residual (elsewhere jacobian_variance and shift_variance hold along x too), "
             f"got {spec.block!r}"
         )
+    return _laws(spec, input_norm_squared, finite_width)[int(finite_width)]
+
+
+def residual_law_error(spec: NetworkSpec, input_norm_squared: ArrayLike) -> Scalar:
+    """How far the second moments of `residual_law` with finite_width may be off, as a fraction.
+
+    max_i (M_i / M_i_limit - 1)^2 over its four second moments M_i: the square of the largest first-order correction.
+
+    Args:
+        spec: the law of the network, `block="residual"`.
+        input_norm_squared: |x|^2, over all d coordinates.
+
+    Returns:
+        The fraction, shaped like the leaves of `spec`; inf where a moment overflows.
+
+    Raises:
+        ValueError: `spec.block` is not "residual".
+
+    Source: ours, the order of what `residual_law` leaves out, and no bound.
+    """
+    limit, law = _laws(spec, input_norm_squared, True)
+    after, before = (jnp.stack([getattr(moments, name) for name in _SQUARES]) for moments in (law, limit))
+    corrections = jnp.where(before == 0, 0.0, after / jnp.where(before == 0, 1.0, before) - 1)
+    error = jnp.max(corrections**2, axis=0)
+    return jnp.where(jnp.isnan(error), jnp.inf, error)
+
+
+def growth_along_input(
+    spec: NetworkSpec, input_norm_squared: ArrayLike, input_dual_norm: ArrayLike, q: float
+) -> Scalar:
+    """What the growth of a residual network along its input adds at most to the mean of |J|_{p->q}.
+
+        ( sqrt(E (J x)^2) / |x| - sqrt(E (J e)^2) ) E|g_K|_q |x|_p* / |x|,      e orthogonal to x, g_K standard normal,
+
+    with the second moments of `residual_law` at finite width; 0 for other blocks, and where J grows less along x.
+
+    Args:
+        spec: the law of the network.
+        input_norm_squared: |x|^2, over all d coordinates, > 0.
+        input_dual_norm: |x|_p*, 1/p + 1/p* = 1.
+        q: exponent of the output's norm, any number in [1, inf].
+
+    Returns:
+        The amount to add, shaped like the leaves of `spec`; inf where it overflows.
+
+    Raises:
+        ValueError: an argument is outside its range.
+
+    Source: ours, to first order in 1/N: J = G + (rho - 1) G x x^T / |x|^2 with G isotropic, and the triangle
+    inequality.
+    """
+    output = operator_norm_coefficient(1, q, 1, spec.output_dim, kind="sharp")
+    if spec.block != "residual":
+        return jnp.zeros_like(leaves(spec)[0])
+    square = check_size("input_norm_squared", input_norm_squared, positive=True)
+    law = residual_law(spec, square, finite_width=True)
+    along = jnp.maximum(jnp.sqrt(law.along_input / square) - jnp.sqrt(law.orthogonal), 0.0)
+    growth = along * output * (check_size("input_dual_norm", input_dual_norm) / jnp.sqrt(square))
+    return jnp.where(jnp.isnan(growth), jnp.inf, growth)
+
+
+@compiled("finite_width")
+def _laws(spec: NetworkSpec, input_norm_squared: ArrayLike, finite_width: bool) -> tuple[ResidualLaw, ...]:
+    """The law in the limit of infinite width and, with finite_width, that at the width of `spec`."""
     first = jnp.asarray(input_norm_squared, dtype=float) / spec.input_dim
     moments = jnp.vectorize(partial(_moments, spec.depth, spec.width if finite_width else None))
-    law = ResidualLaw(*moments(first, *leaves(spec)))
-    return law._replace(orthogonal=jacobian_variance(spec) + law.orthogonal / spec.input_dim)
+    across = jacobian_variance(spec)
+    return tuple(
+        ResidualLaw(*fields, orthogonal=across + excess / spec.input_dim)
+        for *fields, excess in moments(first, *leaves(spec))
+    )
 
 
 def _moments(depth: int, width: int | None, first: Array, s: Array, b2: Array, u: Array, v: Array):
-    """The fields of `ResidualLaw` for scalars; for the last, d times its excess over the limit."""
+    """The fields of `ResidualLaw` for scalars, in the limit and at the width; the last, d times its excess over it."""
     even, odd = (lambda k: (u**k + v**k) / 2), (lambda k: (u**k - v**k) / jnp.sqrt(2 * jnp.pi))
 
     def branch(mean, bias):
@@ -136,12 +206,17 @@ def _moments(depth: int, width: int | None, first: Array, s: Array, b2: Array, u
         spread = _pairings(mean) - _einsum("ab,cd->abcd", mean, mean)
         state += jnp.zeros_like(mean), spread.at[0, 0, 0, 0].set(0)
     unit, mean, *fluctuation = jax.lax.fori_loop(0, depth, layer, state)
-    drift = fluctuation[0] / width if fluctuation else jnp.zeros_like(mean)
-    drift = jnp.where(jnp.isnan(drift), jnp.inf, drift)  # overflown beside the mean: inf - inf
-    mean += drift
-    squares = (_scale(mean[i, j], 2 * unit) for i, j in ((1, 1), (2, 2), (1, 2)))
-    means = (_scale(mean[0, i], unit) for i in (1, 2))
-    return *squares, *means, _scale(drift[3, 3], 2 * (unit - first_unit))
+    drifts = [jnp.zeros_like(mean)]
+    if width is not None:
+        drift = fluctuation[0] / width
+        drifts.append(jnp.where(jnp.isnan(drift), jnp.inf, drift))  # overflown beside the mean: inf - inf
+
+    def fields(drift):
+        squares = (_scale((mean + drift)[i, j], 2 * unit) for i, j in ((1, 1), (2, 2), (1, 2)))
+        means = (_scale((mean + drift)[0, i], unit) for i in (1, 2))
+        return *squares, *means, _scale(drift[3, 3], 2 * (unit - first_unit))
+
+    return tuple(fields(drift) for drift in drifts)
 
 
 def _unit(square: Array) -> Array:

@@ -5,7 +5,7 @@ import numpy as np
 
 from mftadv.spec import NetworkSpec
 from mftadv.theory._coefficients import operator_norm_coefficient
-from mftadv.theory._laws import branch_share, log_propagation_factor, slope_kurtosis
+from mftadv.theory._laws import branch_share, log_propagation_factor, slope_moment
 
 
 def spectral_norm_mean(spec: NetworkSpec) -> float:
@@ -28,16 +28,17 @@ def spectral_norm_mean(spec: NetworkSpec) -> float:
         ValueError: `spec.block` is "residual"; N is so small for this depth that n' < 1, where the expansion has no
             sense.
 
-    Source: ours. Seen from the K outputs, a layer multiplies the Gram matrix of J by a random one, whose entries off
-    the diagonal have variance o / N, o = 2 r (1 - r) + m r^2, and on it 2 o / N + (m - 1) r^2 / N. The first two are
-    those of a Wishart matrix of N / o degrees of freedom; the rest is common to the diagonal, the number of open gates,
-    and lowers the mean of a root by an eighth of its variance. P_in counts d degrees of freedom, P_out N.
+    Source: ours, to first order in 1/N. Seen from the K outputs, a layer multiplies the Gram matrix of J by a random
+    one, whose entries off the diagonal have variance o / N, o = 2 r (1 - r) + m r^2, and on it 2 o / N + (m - 1) r^2 /
+    N. The first two are those of a Wishart matrix of N / o degrees of freedom; the rest is common to the diagonal, the
+    number of open gates, and lowers the mean of a root by an eighth of its variance. P_in counts d degrees of freedom,
+    P_out N.
     """
     if spec.block == "residual":
         raise ValueError("block: expected vanilla or signed (no finite-width law is known elsewhere), got 'residual'")
     N, L, d, K = float(spec.width), spec.depth, spec.input_dim, spec.output_dim
     with jax.enable_x64(True):
-        m, r, log_omega = (float(f(spec)) for f in (slope_kurtosis, branch_share, log_propagation_factor))
+        m, r, log_omega = (float(x) for x in (slope_moment(spec, 2), branch_share(spec), log_propagation_factor(spec)))
     alike = 1 / (1 / d + (1 + L * (2 * r * (1 - r) + m * r**2)) / N)
     if alike < 1:
         raise ValueError(f"width: expected N well above (2 L + 1), where the expansion in 1/N holds, got {spec.width}")

@@ -91,9 +91,9 @@ def max_trainable_depth(
             mean square 1, so that the closed form is used where it is known to overstate the decay. It names the
             limit that binds and by how much T exceeds the horizon.
 
-    Source: Kumano et al. 2023, trainability under adversarial training: the definition, and the linearised law for
-    "vanilla" from omega_0 = 1; the exact law and the other initial values are ours. It inherits the limits of
-    `weight_variance`, which overstates the decay in long training.
+    Source: the paper, trainability under adversarial training, for the definition and the linearised law of "vanilla"
+    from omega_0 = 1; the exact law and the other initial values are ours. It inherits the limits of `weight_variance`,
+    which overstates the decay in long training.
     """
     depth, falls = deepest(spec, eps, p, q, horizon, lower, upper, linearised, kind)
     if falls:

@@ -11,7 +11,14 @@ import pytest
 from scipy import special
 
 from mftadv.spec import NetworkSpec
-from mftadv.theory._bound import adversarial_loss_bound, finite_width_bound, width_mean, width_quantile
+from mftadv.theory._bound import (
+    adversarial_loss_bound,
+    chevet_excess,
+    finite_width_bound,
+    norm_correction,
+    width_mean,
+    width_quantile,
+)
 from mftadv.theory._coefficients import operator_norm_coefficient, operator_norm_deviation
 from mftadv.theory._gaussian_norms import expected_norm
 from tests import reference
@@ -266,6 +273,37 @@ def test_finite_width_bound_limits_and_refusals():
             finite_width_bound(*arguments)
     with pytest.raises(ValueError, match="block: expected vanilla or signed"):
         width_mean(dataclasses.replace(one, block="residual"))
+
+
+@pytest.mark.parametrize(("p", "q"), [(1, 1), (2, 2), (INF, 3), (2, INF), (1, INF)])
+def test_the_excess_of_chevets_bound_is_a_ratio_of_bounds(p, q):
+    several = NetworkSpec(30, 5, 100, 5, 2.0)
+    ratio = finite_width_bound(several, 0.3, p, q) / adversarial_loss_bound(several, 0.3, p, q)
+    assert float(chevet_excess(several, p, q)) == pytest.approx(float(ratio) - 1, rel=1e-4)
+    vanishing = several.replace(weight_variance=1e-30)  # where both bounds underflow
+    assert chevet_excess(vanishing, p, q) == chevet_excess(several, p, q) > 0
+    assert chevet_excess(several.replace(output_dim=1), p, q) == 0
+    shortcut = several.replace(block="residual", weight_variance=0.5)
+    assert chevet_excess(shortcut, p, q) == chevet_excess(shortcut.replace(block="signed"), p, q)
+
+
+@pytest.mark.parametrize(("width", "depth"), [(250, 10), (60, 3)])
+def test_the_mean_norm_of_one_output_is_lowered_to_first_order(width, depth):
+    """By the exact law of a ReLU network's scale; a factor 5% off, or none at all, is outside the error."""
+    scales = np.sqrt(reference.relu_scales(np.random.default_rng(6), 40_000, width, depth))
+    factor, error = (float(x) for x in norm_correction(NetworkSpec(10, 1, width, depth)))
+    assert error == pytest.approx(float(log_width_factor(NetworkSpec(10, 1, width, depth))) ** 2 / 8, rel=1e-4)
+    assert reference.agrees(scales, factor, error)
+    assert not reference.agrees(scales, 1.05 * factor, error)
+    assert not reference.agrees(scales, 1.0, error)
+
+
+def test_the_mean_norm_of_several_outputs_is_at_most_raised():
+    several = NetworkSpec(10, 5, 100, 5)
+    factor, error = norm_correction(several)
+    assert (float(factor), float(error)) == (1.0, pytest.approx(float(width_mean(several)) - 1, rel=1e-5))
+    shortcut = several.replace(block="residual", weight_variance=0.5)
+    assert norm_correction(shortcut) == norm_correction(shortcut.replace(block="signed"))
 
 
 @pytest.mark.law

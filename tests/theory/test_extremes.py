@@ -16,11 +16,14 @@ VARIANCES = (0.0, 1e-12, 1.0, 50.0, 1e12)
 SLOPES = ((1.0, 0.0), (1.0, 1.0), (1.0, -1.0), (1e-6, 0.0), (30.0, -1.0))
 SIZES = (0.0, 1e-30, 1e-3, 1.0, 1e12, 1e30)
 HOST = {  # of static arguments, in float64 on the host
+    "QUANTITIES",
     "ResidualLaw",
     "has_sharp_coefficient",
+    "log_scale_skewness",
     "max_trainable_depth",
     "operator_norm_coefficient",
     "operator_norm_deviation",
+    "relative_spread",
     "spectral_norm_mean",
 }
 
@@ -42,14 +45,20 @@ def formulas(spec, a, b):
         "jacobian_correlation of opposite inputs": theory.jacobian_correlation(spec, -cosine, (b, None)),
         "weight_variance": theory.weight_variance(spec, a, b, 2, 2),
         "weight_variance_rate": theory.weight_variance_rate(spec, a, 2, 2),
+        "chevet_excess": theory.chevet_excess(spec, 2, math.inf),
+        "norm_correction": jnp.stack(theory.norm_correction(spec)),
+        "growth_along_input": theory.growth_along_input(spec, length[0], jnp.sqrt(length[0]), 2),
     }
     if spec.block == "residual":
         values["residual_law"] = jnp.stack(theory.residual_law(spec, a))
+        values["residual_law_error"] = theory.residual_law_error(spec, a)
         values["residual_law at finite width"] = jnp.stack(theory.residual_law(spec, a, finite_width=True))
         return values
     values |= {
         "finite_width_factor": theory.finite_width_factor(spec),
         "jacobian_kurtosis": theory.jacobian_kurtosis(spec),
+        "entry_law_error": theory.entry_law_error(spec),
+        "shift_kurtosis": theory.shift_kurtosis(spec),
         "jacobian_shift_square_correlation": theory.jacobian_shift_square_correlation(spec),
         "adversarial_loss_bound at a confidence": theory.adversarial_loss_bound(spec, a, 2, 2, confidence=0.9),
         "finite_width_bound": theory.finite_width_bound(spec, a, 2, math.inf),
@@ -70,6 +79,18 @@ def test_every_traced_formula_is_tried():
     tried |= set(formulas(NetworkSpec(10, 3, 50, 2, 2.0, 0.1, block="residual"), 0.5, 0.5))
     public = {name for name in theory.__all__ if not inspect.ismodule(getattr(theory, name))}
     assert {name.split(" ")[0] for name in tried} == public - HOST
+
+
+@pytest.mark.parametrize("block", ["vanilla", "signed", "residual"])
+@pytest.mark.slow
+def test_programs_do_not_grow_with_depth(block):
+    """Layers are looped over, so that depth costs no compilation."""
+
+    def operations(depth):
+        spec = NetworkSpec(10, 3, 50, depth, 2.0, 0.1, block=block)
+        return str(jax.make_jaxpr(lambda a: formulas(spec, a, a))(0.5)).count(" = ")
+
+    assert operations(2000) == operations(20)
 
 
 @pytest.mark.parametrize(("depth", "width", "x64"), [(1, 50, False), (2, 3, False), (300, 50, False), (5, 2, True)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mftadv as mf
-from mftadv.theory import jacobian_variance, residual_law, shift_variance
+from mftadv.theory import growth_along_input, jacobian_variance, residual_law, residual_law_error, shift_variance
 
 from .. import reference
 
@@ -221,3 +221,34 @@ def test_gradients_sweeps_and_single_precision(finite_width):
 def test_other_blocks_are_refused(block):
     with pytest.raises(ValueError, match="block: expected residual"):
         residual_law(mf.NetworkSpec(3, 1, 4, 2, block=block), 3.0)
+
+
+@pytest.mark.slow
+def test_growth_along_the_input_by_the_recursion_without_bias():
+    s, depth, d, K = 0.5, 4, 50, 3
+    square, mean = 1.7, 0.0  # of a hidden coordinate, |x|^2 / d at first
+    for _ in range(depth):
+        rise = s**0.5 * square**0.5 / (2 * np.pi) ** 0.5
+        square, mean = square + s / 2 * square + 2 * mean * rise, mean + rise
+    along, across = (square / 1.7 / d) ** 0.5, ((1 + s / 2) ** depth / d) ** 0.5
+    spec = residual(10**9, s, 0.0, depth=depth, d=d, K=K)
+    found = float(growth_along_input(spec, 1.7 * d, 4.0, 1))
+    expected = (along - across) * K * (2 / np.pi) ** 0.5 * 4.0 / (1.7 * d) ** 0.5
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert found != pytest.approx(1.05 * expected, rel=1e-2)
+    assert growth_along_input(residual(100, s, 0.0, 1.0, 1.0, depth, d, K), 1.7 * d, 4.0, 1) < 1e-6
+    assert growth_along_input(spec.replace(block="signed"), 1.7 * d, 4.0, 1) == 0
+    with pytest.raises(ValueError, match="input_norm_squared: expected a finite number > 0"):
+        growth_along_input(spec, 0.0, 0.0, 1)
+
+
+@pytest.mark.slow
+def test_the_error_of_the_first_order_is_the_square_of_the_largest_correction():
+    with jax.enable_x64(True):
+        spec = residual(200, 0.2, 0.1, d=10)
+        law, limit = (array[[0, 1, 2, 5]] for array in both(spec, 10.0))
+        error = float(residual_law_error(spec, 10.0))
+        assert error == pytest.approx(np.max((law / limit - 1) ** 2), rel=1e-9)
+        assert residual_law_error(spec.replace(width=400), 10.0) == pytest.approx(error / 4, rel=1e-9)
+        assert 0 < residual_law_error(spec.replace(bias_variance=0.0), 10.0) < 1  # where two of them are 0
+        assert residual_law_error(spec.replace(weight_variance=1e200), 10.0) == np.inf
