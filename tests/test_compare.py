@@ -211,6 +211,7 @@ def spreads():
     return {c.quantity: c.standard_error * math.sqrt(n) for c in claims if c.kind != "distance"}
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.law
 def test_a_table_of_true_claims_keeps_its_family_error():
     rng, repetitions, level = np.random.default_rng(2), 500, 0.05
@@ -225,6 +226,7 @@ def test_a_table_of_true_claims_keeps_its_family_error():
     assert rate(lambda c: 1.05 * c.theory) > 3 * limit
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("wrong", [1.05, 0.95])
 @pytest.mark.slow
 def test_a_claim_that_is_five_percent_wrong_is_caught_with_the_planned_networks(wrong):

@@ -60,6 +60,7 @@ def fails(claims, level):
     return any(judged.verdict == "fails" for judged in judge(claims, level))
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("n", [2, 3, 5, 10, 30, 200])
 @pytest.mark.law
 def test_tables_of_few_narrow_networks_keep_their_family_error(n):
@@ -82,6 +83,7 @@ def _replace(claim, **changes):
 @pytest.mark.parametrize(
     "estimate", [kurtosis_estimate, pair_square_estimate, lambda entries: mean_estimate(entries**2)]
 )
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("n", [2, 5, 20, 200])
 @pytest.mark.law
 def test_estimates_without_a_predicted_error_are_judged_with_care(estimate, n):
