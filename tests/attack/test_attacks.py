@@ -17,8 +17,9 @@ from mftadv.attack import Ascent, LinearStarts, PowerMethod, RandomStarts, Verti
 INF = math.inf
 STARTS = (Vertices(2), LinearStarts(), RandomStarts(2, among=4))
 ALL = mf.Attack(STARTS, (PowerMethod(2), Ascent(6)))
+FEW = mf.Attack((LinearStarts(1), RandomStarts(1)), (Ascent(2),))
 FGSM = mf.Attack((RandomStarts(1),), (PowerMethod(1),))
-ATTACKS = {"default": "default", "FGSM": FGSM, "all pieces": ALL}
+ATTACKS = {"default": "default", "all pieces": ALL}
 SPEC = mf.NetworkSpec(5, 2, 8, 2, 1.8, 0.3)
 NET, XS = mf.init(jax.random.key(0), SPEC), jax.random.normal(jax.random.key(1), (3, 5))
 KEY = jax.random.key(2)
@@ -77,13 +78,14 @@ def test_linear_functions_have_their_operator_norm(p, q):
     matrices = jax.random.normal(jax.random.key(0), (12, 3, 6))
 
     @jax.jit
+    @functools.partial(jax.vmap, in_axes=(0, None))
     def reached(matrix, eps):
         return mf.adversarial_loss(lambda x: matrix @ x, jnp.zeros(6), eps, p, q, KEY)
 
     norm = mf.operator_norm(matrices, p, q)
     assert norm.exact
     for eps in (0.3, 20.0):
-        found = jax.vmap(lambda matrix, eps=eps: reached(matrix, eps))(matrices)
+        found = reached(matrices, eps)
         np.testing.assert_allclose(found.value, eps * norm.lower, rtol=1e-5)
         assert np.all(found.converged)
 
@@ -149,16 +151,15 @@ def test_jit_eager_functions_and_vmap_agree():
     keys = jax.random.split(KEY, 2)
     nets = jax.vmap(mf.init, (0, None))(keys, SPEC)
     axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, nets)
-    together = jax.jit(jax.vmap(lambda net: mf.adversarial_loss(net, XS, 0.5, 2, 2, KEY, ALL), (axes,)))(nets)
+    together = jax.jit(jax.vmap(lambda net: mf.adversarial_loss(net, XS, 0.5, 2, 2, KEY, FEW), (axes,)))(nets)
     for i in range(2):
         net = jax.tree.map(lambda leaf, i=i: leaf[i] if leaf.ndim else leaf, nets)
-        alone = attacked(net, XS, 0.5, 2, 2, ALL, KEY)
+        alone = attacked(net, XS, 0.5, 2, 2, FEW, KEY)
         np.testing.assert_allclose(together.value[i], alone.value, rtol=1e-4)
-    function = attacked(jax.tree_util.Partial(mf.apply, net), XS, 0.5, 2, 2, ALL, KEY)
+    function = attacked(jax.tree_util.Partial(mf.apply, net), XS, 0.5, 2, 2, FEW, KEY)
     np.testing.assert_allclose(function.value, alone.value, rtol=1e-4)
-    few = mf.Attack((RandomStarts(1),), (Ascent(2),))  # every operation compiles alone
-    eager = mf.adversarial_loss(net, XS, 0.5, 2, 2, KEY, few)
-    np.testing.assert_allclose(eager.value, attacked(net, XS, 0.5, 2, 2, few, KEY).value, rtol=1e-4)
+    eager = mf.adversarial_loss(net, XS, 0.5, 2, 2, KEY, FEW)
+    np.testing.assert_allclose(eager.value, alone.value, rtol=1e-4)
 
 
 @pytest.mark.slow
