@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from mftadv.spec import NetworkSpec
@@ -12,6 +13,9 @@ from mftadv.theory._coefficients import operator_norm_coefficient
 from mftadv.theory._laws import Scalar, check_size, compiled, jacobian_variance, leaves
 
 _einsum = partial(jnp.einsum, precision="highest")
+
+# of y = (1, T, A, O), the parts of a hidden unit, and of the entries of y y^T
+_HIDDEN, _FROM_BIAS, _BASIS = np.array([0, 1, 1, 1]), np.array([0, 0, 1, 0]), np.eye(16).reshape(16, 4, 4)
 
 _SQUARES = ("along_input", "shift", "cross", "orthogonal")
 
@@ -138,95 +142,109 @@ def growth_along_input(
 def _laws(spec: NetworkSpec, input_norm_squared: ArrayLike, finite_width: bool) -> tuple[ResidualLaw, ...]:
     """The law in the limit of infinite width and, with finite_width, that at the width of `spec`."""
     first = jnp.asarray(input_norm_squared, dtype=float) / spec.input_dim
-    moments = jnp.vectorize(partial(_moments, spec.depth, spec.width if finite_width else None))
+    moments = partial(_moments, spec.depth, spec.width if finite_width else None)
+    fields = jnp.vectorize(moments, signature="(),(),(),(),()->(r,n)")(first, *leaves(spec))
     across = jacobian_variance(spec)
-    return tuple(
-        ResidualLaw(*fields, orthogonal=across + excess / spec.input_dim)
-        for *fields, excess in moments(first, *leaves(spec))
-    )
+    laws = (ResidualLaw(*jnp.moveaxis(row, -1, 0)) for row in jnp.moveaxis(fields, -2, 0))
+    return tuple(law._replace(orthogonal=across + law.orthogonal / spec.input_dim) for law in laws)
 
 
-def _moments(depth: int, width: int | None, first: Array, s: Array, b2: Array, u: Array, v: Array):
-    """The fields of `ResidualLaw` for scalars, in the limit and at the width; the last, d times its excess over it."""
+def _moments(depth: int, width: int | None, first: Array, s: Array, b2: Array, u: Array, v: Array) -> Array:
+    """The fields of `ResidualLaw` for scalars, in the limit and at the width; the last is d times its excess."""
     even, odd = (lambda k: (u**k + v**k) / 2), (lambda k: (u**k - v**k) / jnp.sqrt(2 * jnp.pi))
+    basis, hidden, from_bias = (jnp.asarray(x, first.dtype) for x in (_BASIS, _HIDDEN, _FROM_BIAS))
 
-    def branch(mean, bias):
-        """The covariance of the parts z_i of a preactivation, and cov(z_i, z) / sqrt(V)."""
-        covariance = (s * mean).at[2, 2].add(bias).at[0].set(0).at[:, 0].set(0)
+    def noise(mean, covariance, loading):
+        """S(M): the covariance over units of (y + X) (y + X)^T, X_i = phi'(z) z_i."""
+        one, two = odd(1) * loading, even(2) * covariance
+        # E z_i z_j z_k over z > 0: z_i is its regression on z and a remainder that does not see the gate
+        regression = _outer(loading, covariance)
+        three = regression + jnp.swapaxes(regression, 0, 1) + jnp.swapaxes(regression, 0, 2)
+        three = odd(3) * (three - _outer(loading, _outer(loading, loading)))
+        crossed = _outer(mean[0], three - _outer(one, two))
+        crossed += jnp.swapaxes(crossed, 0, 1)
+        total = jnp.swapaxes(_outer(mean, two - _outer(one, one)), 1, 2)
+        total += jnp.swapaxes(total, 0, 1)
+        total += jnp.swapaxes(total, 2, 3) + crossed + jnp.transpose(crossed, (2, 3, 0, 1))
+        return (total + even(4) * _pairings(covariance) - _outer(two, two)).reshape(16, 16)
+
+    def layer(_, state):
+        log_unit, mean, bias, *fluctuation = state
+        # h in units of a power of two: rescaling is exact, and only the result can overflow
+        size = mean[1, 1] + mean[2, 2] + 2 * mean[1, 2] + bias
+        unit = _unit(jnp.where(size > 0, size, mean[3, 3]))
+        scale = jnp.where(_HIDDEN > 0, 1 / unit, 1.0)
+        square = _outer(scale, scale)
+        log_unit, mean, bias = log_unit + jnp.log2(unit), mean * square, bias / unit**2
+
+        # of the parts z_i of a preactivation z: their covariance, and cov(z_i, z) / sqrt(V)
+        covariance = s * mean * _outer(hidden, hidden) + bias * _outer(from_bias, from_bias)
         with_gate = covariance[1] + covariance[2]
         variance = with_gate[1] + with_gate[2]
         # in units of V, so that no derivative overflows
-        unit = jax.lax.stop_gradient(jnp.where(variance > 0, variance, 1.0))
-        return covariance, with_gate / jnp.sqrt(jnp.where(variance > 0, variance / unit, 1.0)) / jnp.sqrt(unit)
-
-    def step(mean, bias):
-        """F(M)."""
-        covariance, loading = branch(mean, bias)
-        crossed = jnp.outer(mean[0], odd(1) * loading)
-        return mean + crossed + crossed.T + even(2) * covariance
-
-    def noise(mean, bias):
-        """S(M): the covariance over units of (y + X) (y + X)^T, X_i = phi'(z) z_i."""
-        covariance, loading = branch(mean, bias)
-        one, two = odd(1) * loading, even(2) * covariance
-        # E z_i z_j z_k over z > 0: z_i is its regression on z and a remainder that does not see the gate
-        regression = _einsum("i,jk->ijk", loading, covariance)
-        three = regression + jnp.moveaxis(regression, 0, 1) + jnp.moveaxis(regression, 0, 2)
-        three = odd(3) * (three - _einsum("i,j,k->ijk", loading, loading, loading))
-        crossed = 2 * _einsum("a,bcd->abcd", mean[0], three - _einsum("b,cd->bcd", one, two))
-        total = 4 * _einsum("ac,bd->abcd", mean, two - jnp.outer(one, one))
-        total += crossed + jnp.transpose(crossed, (2, 3, 0, 1))
-        total += even(4) * _pairings(covariance) - _einsum("ab,cd->abcd", two, two)
-        total = (total + jnp.swapaxes(total, 0, 1)) / 2
-        return (total + jnp.swapaxes(total, 2, 3)) / 2
-
-    def layer(_, state):
-        unit, mean, *fluctuation = state
-        # h in units of 2^unit: rescaling is exact, and only the result can overflow
-        size = mean[1, 1] + mean[2, 2] + 2 * mean[1, 2] + _scale(b2, -2 * unit)
-        rise = _unit(jnp.where(size > 0, size, mean[3, 3]))
-        unit += rise
-        scale = jnp.ones_like(mean[0]).at[1:].set(jnp.ldexp(jnp.ones_like(s), -rise))
-        square, bias = jnp.outer(scale, scale), _scale(b2, -2 * unit)
-        mean *= square
+        known = jax.lax.stop_gradient(jnp.where(variance > 0, variance, 1.0))
+        relative = jnp.where(variance > 0, variance / known, 1.0)
+        loading = with_gate / jnp.sqrt(relative) / jnp.sqrt(known)
         if fluctuation:
             drift, spread = fluctuation
-            drift, spread = drift * square, spread * _einsum("ab,cd->abcd", square, square)
-            slope = jax.jacfwd(step)(mean, bias)
-            curvature = jax.jacfwd(jax.jacfwd(step))(mean, bias)
-            drift = _einsum("abij,ij->ab", slope, drift) + _einsum("abijkl,ijkl->ab", curvature, spread) / 2
-            spread = _einsum("abij,ijkl,cdkl->abcd", slope, spread, slope) + noise(mean, bias)
-            fluctuation = drift, spread
-        return unit, step(mean, bias), *fluctuation
+            square = square.reshape(16)
+            drift, spread = drift * square, spread * _outer(square, square)
+            # along every entry of M, the derivatives c of ln V, g of the loading and F' of F; the second derivative
+            # of the loading is c^2 loading / 4 - g c
+            gate = (basis[..., 1] + basis[..., 2]) * hidden[None]
+            c = jnp.where(variance > 0, (gate[:, 1] + gate[:, 2]) * (s / known / relative), 0.0)
+            g = gate * (s / jnp.sqrt(known) / jnp.sqrt(relative)) - _outer(c, loading / 2)
+            slope = _both_orders(basis[:, 0], loading[None]) + _both_orders(mean[:1], g)
+            slope = (basis * (1 + even(2) * s * _outer(hidden, hidden))[None] + odd(1) * slope).reshape(16, 16)
+            from_left = jnp.concatenate([slope, basis[:, 0], c[:, None]], axis=1)
+            from_right = jnp.concatenate([slope, g, c[:, None]], axis=1)
+            product = _einsum("ia,ij,jb->ab", from_left, spread, from_right)
+            second = product[16:20, 16:20] + _outer(mean[0], loading * product[20, 20] / 8 - product[20, 16:20] / 2)
+            drift = _einsum("i,ia->a", drift, slope) + odd(1) * (second + second.T).reshape(16)
+            fluctuation = drift, product[:16, :16] + noise(mean, covariance, loading)
+        mean = mean + odd(1) * _both_orders(mean[0], loading) + even(2) * covariance
+        return log_unit, mean, bias, *fluctuation
 
-    first_unit = _unit(jnp.maximum(first, b2))
-    mean = jnp.diag(jnp.stack([jnp.ones_like(first), _scale(first, -2 * first_unit), *jnp.array([0, 1], first.dtype)]))
-    state = first_unit, mean
+    unit = _unit(jnp.maximum(first, b2))
+    mean = jnp.diag(jnp.stack([jnp.ones_like(first), first / unit / unit, *jnp.array([0, 1], first.dtype)]))
+    state = jnp.log2(unit), mean, b2 / unit / unit
     if width is not None:
-        spread = _pairings(mean) - _einsum("ab,cd->abcd", mean, mean)
-        state += jnp.zeros_like(mean), spread.at[0, 0, 0, 0].set(0)
-    unit, mean, *fluctuation = jax.lax.fori_loop(0, depth, layer, state)
+        spread = (_pairings(mean) - _outer(mean, mean)).reshape(16, 16)
+        random = np.arange(16) > 0  # y_0^2 is 1
+        state += jnp.zeros_like(spread[0]), jnp.where(np.logical_and.outer(random, random), spread, 0.0)
+    log_unit, mean, _, *fluctuation = jax.lax.fori_loop(0, depth, layer, state)
     drifts = [jnp.zeros_like(mean)]
     if width is not None:
-        drift = fluctuation[0] / width
+        drift = fluctuation[0].reshape(4, 4) / width
         drifts.append(jnp.where(jnp.isnan(drift), jnp.inf, drift))  # overflown beside the mean: inf - inf
-
-    def fields(drift):
-        squares = (_scale((mean + drift)[i, j], 2 * unit) for i, j in ((1, 1), (2, 2), (1, 2)))
-        means = (_scale((mean + drift)[0, i], unit) for i in (1, 2))
-        return *squares, *means, _scale(drift[3, 3], 2 * (unit - first_unit))
-
-    return tuple(fields(drift) for drift in drifts)
+    drift = jnp.stack(drifts)
+    mean = mean[None] + drift
+    rows, columns = np.array([1, 2, 1, 0, 0]), np.array([1, 2, 2, 1, 2])
+    fields = jnp.concatenate([mean[:, rows, columns], drift[:, 3, 3, None]], axis=1)
+    power, of_first = jnp.round(log_unit).astype(int), jnp.round(jnp.log2(unit)).astype(int)
+    return _scale(fields, jnp.stack([2 * power] * 3 + [power] * 2 + [2 * (power - of_first)]))
 
 
 def _unit(square: Array) -> Array:
-    """The power of two near the root of `square`."""
-    return jnp.where(square > 0, (jnp.frexp(square)[1] - 1) // 2, 0)
+    """The power of two below the root of `square`, 1 for 0."""
+    root = jnp.sqrt(jax.lax.stop_gradient(jnp.where(square > 0, square, 1.0)))
+    # 3/4 turns rounding to the nearest into rounding down
+    return jax.lax.reduce_precision(0.75 * root, jnp.finfo(square.dtype).nexp, 0)
+
+
+def _outer(x: Array, y: Array) -> Array:
+    return x.reshape(*x.shape, *(1,) * y.ndim) * y.reshape(*(1,) * x.ndim, *y.shape)
+
+
+def _both_orders(x: Array, y: Array) -> Array:
+    """x_i y_j + y_i x_j, over the last axes."""
+    product = x[..., :, None] * y[..., None, :]
+    return product + jnp.swapaxes(product, -1, -2)
 
 
 def _pairings(covariance: Array) -> Array:
     """Fourth moments of centred Gaussians."""
-    product = _einsum("ab,cd->abcd", covariance, covariance)
+    product = _outer(covariance, covariance)
     return product + jnp.swapaxes(product, 1, 2) + jnp.swapaxes(product, 1, 3)
 
 
