@@ -242,25 +242,25 @@ def test_projection_properties(data, p, n, radius, boxed):
 @pytest.mark.slow
 def test_transformations(function, p):
     """Rows, vmap, jit and a loop agree; radii do not recompile; the dtype is kept."""
-    x, radii = jnp.asarray(draw(4, 6)), jnp.array([0.1, 0.5, 2.0, 100.0])
-    lower, upper = (jnp.asarray(bound, jnp.float32) for bound in BOX)
-    for box in ((), (lower, upper), (jnp.outer(radii, lower), 0.3)):
+    x, radii = np.asarray(draw(4, 6), np.float32), np.float32([0.1, 0.5, 2.0, 100.0])
+    lower, upper = (np.asarray(bound, np.float32) for bound in BOX)
+    for box in ((), (lower, upper), (np.outer(radii, lower), 0.3)):
 
         def one(x, radius, *box):
             return function(x, radius, p, *box)
 
-        eager = function(x, radii, p, *box)
+        eager = function(jnp.asarray(x), radii, p, *box)
         assert eager.dtype == x.dtype
         close = functools.partial(np.testing.assert_allclose, desired=eager, rtol=1e-5, atol=1e-6)
-        by_row = [0 if jnp.ndim(bound) == 2 else None for bound in box]
-        close(jax.vmap(one, (0, 0, *by_row))(x, radii, *box))
+        by_row = [0 if np.ndim(bound) == 2 else None for bound in box]
+        close(jax.jit(jax.vmap(one, (0, 0, *by_row)))(x, radii, *box))
         close(jax.jit(one)(x, radii, *box))
         chex.clear_trace_counter()
         alone = jax.jit(chex.assert_max_traces(one, n=1))
         rows = [
             [bound if axis is None else bound[i] for bound, axis in zip(box, by_row, strict=True)] for i in range(4)
         ]
-        close(jnp.stack([alone(x[i], radii[i], *rows[i]) for i in range(4)]))
+        close(np.stack([alone(x[i], radii[i], *rows[i]) for i in range(4)]))
 
 
 @pytest.mark.parametrize("p", EXPONENTS)
