@@ -1,11 +1,6 @@
 """A strict process: shapes checked against their annotations, four devices, no silent promotion of dtypes or ranks."""
 
-import os
 from pathlib import Path
-
-# XLA's loop emitters compile in half the time of its default ones, and before the first computation is the only time
-# to choose them.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
 
 import chex
 import hypothesis
