@@ -14,8 +14,12 @@ from . import reference
 
 BLOCKS = ("vanilla", "residual", "signed")
 
+# Compiled once: run eagerly, each operation would be a program of its own.
+drawn = jax.jit(init)
+represented = jax.jit(linear.linear_representation, static_argnames="chunk_size")
 
-def make_spec(block="vanilla", d=7, K=3, N=16, L=4, s=1.6, b2=0.3, u=1.0, v=0.2):
+
+def make_spec(block="vanilla", d=7, K=3, N=16, L=2, s=1.6, b2=0.3, u=1.0, v=0.2):
     return NetworkSpec(d, K, N, L, s, b2, u, v, block)
 
 
@@ -42,16 +46,16 @@ def key():
 @pytest.mark.parametrize("K", [3, 12])  # rows by pullback, columns by pushforward
 @pytest.mark.slow
 def test_linear_representation_is_the_reference(key, block, K):
-    spec = make_spec(block, K=K)
-    net = init(key, spec)
-    x = jax.random.normal(jax.random.key(1), (7,))
-    rep = jax.jit(linear.linear_representation)(net, x)
+    spec = make_spec(block, K=K, L=4 if block == "residual" else 2)
+    net = drawn(key, spec)
+    x = np.random.default_rng(1).standard_normal(7, np.float32)
+    rep = represented(net, x)
     jacobian, shift = reference.linear_representation(as_reference(net), np.asarray(x, np.float64))
     output = reference.forward(as_reference(net), np.asarray(x, np.float64))[0]
     np.testing.assert_allclose(rep.jacobian, jacobian[0], rtol=1e-4, atol=2e-6)
     np.testing.assert_allclose(rep.shift, shift[0], rtol=1e-4, atol=2e-6)
     np.testing.assert_allclose(rep.output, output[0], rtol=1e-4, atol=2e-6)
-    np.testing.assert_allclose(rep.jacobian, jax.jacrev(lambda x: apply(net, x))(x), rtol=1e-4, atol=2e-6)
+    np.testing.assert_allclose(rep.jacobian, jax.jit(jax.jacrev(apply, argnums=1))(net, x), rtol=1e-4, atol=2e-6)
     assert rep.network is None
 
 
@@ -60,11 +64,16 @@ def test_linear_representation_is_the_reference(key, block, K):
 @pytest.mark.slow
 def test_shift_by_three_routes(block, K):
     with jax.enable_x64(True):
-        net = init(jax.random.key(5), make_spec(block, K=K))
-        x = jax.random.normal(jax.random.key(1), (7,))
-        rep = linear.linear_representation(net, x)
-        by_difference = rep.output - rep.jacobian @ x
-        by_propagation, _ = network.pushforward(net, forward(net, x), jnp.zeros((1, 7)), jnp.ones(1))
+        net = drawn(jax.random.key(5), make_spec(block, K=K))
+        x = np.random.default_rng(1).standard_normal(7)
+
+        @jax.jit
+        def both(net, x):
+            pushed, _ = network.pushforward(net, forward(net, x), jnp.zeros((1, 7)), jnp.ones(1))
+            return linear.linear_representation(net, x), pushed
+
+        rep, by_propagation = both(net, x)
+        by_difference = np.asarray(rep.output) - np.asarray(rep.jacobian) @ x
         np.testing.assert_allclose(rep.shift, by_difference, rtol=1e-12, atol=1e-13)
         np.testing.assert_allclose(rep.shift, by_propagation[0], rtol=1e-12, atol=1e-13)
 
@@ -72,34 +81,39 @@ def test_shift_by_three_routes(block, K):
 @pytest.mark.parametrize("K", [2, 9])
 @pytest.mark.slow
 def test_shift_is_exactly_zero_without_biases(key, K):
-    net = init(key, make_spec(K=K, b2=0.0))
-    rep = linear.linear_representation(net, jax.random.normal(key, (5, 7)))
+    net = drawn(key, make_spec(K=K, b2=0.0))
+    rep = represented(net, np.random.default_rng(1).standard_normal((5, 7), np.float32))
     assert np.all(np.asarray(rep.shift) == 0)
 
 
-@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("K", [3, 12])
-@pytest.mark.parametrize("chunk_size", [None, 1, 4, 1000])
+@pytest.mark.parametrize(
+    ("block", "chunk_size"),
+    [*((block, None) for block in BLOCKS), *(("signed", size) for size in (1, 4, 1000))],
+)
 @pytest.mark.slow
 def test_blocks_and_chunks_are_loops(key, block, K, chunk_size):
-    net = init(key, make_spec(block, K=K))
-    xs = jax.random.normal(jax.random.key(1), (5, 7))
-    plain = lambda x: apply(net, x)  # noqa: E731
-    for source in (net, plain):
-        block_rep = linear.linear_representation(source, xs, chunk_size=chunk_size)
-        for i, x in enumerate(xs):
-            rep = linear.linear_representation(net, x)
-            np.testing.assert_allclose(block_rep.jacobian[i], rep.jacobian, rtol=2e-4, atol=5e-6)
-            np.testing.assert_allclose(block_rep.shift[i], rep.shift, rtol=2e-4, atol=5e-6)
-            np.testing.assert_allclose(block_rep.output[i], rep.output, rtol=2e-4, atol=5e-6)
-    one = linear.linear_representation(plain, xs[0], chunk_size=chunk_size)
-    np.testing.assert_allclose(one.jacobian, block_rep.jacobian[0], rtol=2e-4, atol=5e-6)
+    net = drawn(key, make_spec(block, K=K))
+    xs = np.random.default_rng(1).standard_normal((5, 7), np.float32)
+
+    @jax.jit
+    def all_ways(net, xs):
+        plain = lambda x: apply(net, x)  # noqa: E731
+        blocks = [linear.linear_representation(source, xs, chunk_size=chunk_size)[:3] for source in (net, plain)]
+        return blocks, linear.linear_representation(plain, xs[0], chunk_size=chunk_size)
+
+    blocks, one = all_ways(net, xs)
+    expected = [jax.device_get(represented(net, x)[:3]) for x in xs]
+    for block_rep in blocks:
+        for found, *alone in zip(block_rep, *expected, strict=True):
+            np.testing.assert_allclose(found, np.stack(alone), rtol=2e-4, atol=5e-6)
+    np.testing.assert_allclose(one.jacobian, expected[0][0], rtol=2e-4, atol=5e-6)
 
 
 @pytest.mark.slow
 def test_chunks_bound_the_memory():
     spec = NetworkSpec(64, 32, 512, 4)
-    net, xs = init(jax.random.key(0), spec), jnp.ones((32, 64))
+    net, xs = jax.eval_shape(init, jax.random.key(0), spec), jax.ShapeDtypeStruct((32, 64), jnp.float32)
 
     def temporaries(chunk_size):
         represent = jax.jit(lambda net, xs: linear.linear_representation(net, xs, chunk_size=chunk_size).jacobian)
@@ -113,7 +127,7 @@ def test_chunks_bound_the_memory():
 @pytest.mark.slow
 def test_one_pass_over_the_weights():
     """A block of inputs multiplies every matrix twice, once up and once down, however many inputs it holds."""
-    net = init(jax.random.key(0), make_spec(L=3))
+    net = drawn(jax.random.key(0), make_spec(L=3))
     jaxpr = jax.make_jaxpr(lambda xs: linear.linear_representation(net, xs).jacobian)(jnp.ones((6, 7)))
     products = [eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "dot_general"]
     assert len(products) == 2 * (3 + 2)
@@ -123,13 +137,21 @@ def test_one_pass_over_the_weights():
 @pytest.mark.slow
 def test_gate_at_zero_is_open(block):
     spec = make_spec(block, d=1, K=1, N=1, L=1, s=1.0, b2=0.0, u=3.0, v=-2.0)
-    net = init(jax.random.key(0), spec)
+    net = drawn(jax.random.key(0), spec)
     ones = jax.tree.map(jnp.ones_like, (net.params.weights, net.frozen))
     net = network.Network(net.params._replace(weights=ones[0]), ones[1], spec)
     slope = {"vanilla": 3.0, "residual": 4.0, "signed": 4.0}[block]
-    rep = linear.linear_representation(net, jnp.zeros(1))
+    rep = represented(net, jnp.zeros(1))
     assert rep.jacobian.item() == slope
-    assert linear.linear_representation(net, -jnp.ones(1)).jacobian.item() == slope - 5.0
+    assert represented(net, -jnp.ones(1)).jacobian.item() == slope - 5.0
+
+
+@jax.jit
+def differences(net, xs, etas):
+    """Differences from each point, and the first rows of the Jacobians and shifts at the perturbed points."""
+    difference = network.difference(net, forward(net, xs), etas)
+    first = jnp.broadcast_to(jnp.eye(3)[0], (*etas.shape[:2], 3))
+    return difference, *network.pullback(net, difference, first)[:2]
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -137,10 +159,12 @@ def test_gate_at_zero_is_open(block):
 @pytest.mark.slow
 def test_difference_is_right_however_small(block, size):
     spec = make_spec(block)
-    net = init(jax.random.key(2), spec)
-    xs = jax.random.normal(jax.random.key(1), (3, 7))
-    etas = size * jax.random.normal(jax.random.key(4), (3, 5, 7))
-    difference = network.difference(net, forward(net, xs), etas)
+    net = drawn(jax.random.key(2), spec)
+    random = np.random.default_rng(1)
+    xs = random.standard_normal((3, 7), np.float32)
+    etas = np.float32(size) * random.standard_normal((3, 5, 7), np.float32)
+
+    difference, rows, shifts = differences(net, xs, etas)
     exact = as_reference(net)
     for i in range(3):
         base = reference.forward(exact, np.asarray(xs[i], np.float64))[0][0]
@@ -150,23 +174,22 @@ def test_difference_is_right_however_small(block, size):
             np.testing.assert_allclose(difference.output[i, j], expected, rtol=1e-5, atol=3e-6 * np.abs(expected).max())
             # and the gradient at the perturbed input, which float32 may not distinguish from x
             jacobian, shift = reference.linear_representation(exact, perturbed)
-            rows, shifts, _ = network.pullback(net, difference, jnp.broadcast_to(jnp.eye(3)[0], (3, 5, 3)))
             np.testing.assert_allclose(rows[i, j], jacobian[0][0], rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(shifts[i, j], shift[0][0], rtol=1e-4, atol=1e-5)
-    single = network.difference(net, forward(net, xs[0]), etas[0, 0])
-    np.testing.assert_allclose(single.output, difference.output[0, 0], rtol=1e-5, atol=1e-6 * size)
+    single = jax.jit(lambda net, x, eta: network.difference(net, forward(net, x), eta).output)(net, xs[0], etas[0, 0])
+    np.testing.assert_allclose(single, difference.output[0, 0], rtol=1e-5, atol=1e-6 * size)
 
 
 @pytest.mark.slow
 def test_the_oracle_of_a_function_is_that_of_its_network():
     with jax.enable_x64(True):
-        net = init(jax.random.key(2), make_spec())
-        xs = jax.random.normal(jax.random.key(1), (4, 7))
-        etas = jax.random.normal(jax.random.key(2), (4, 2, 7))
-        cotangents = jax.random.normal(jax.random.key(3), (4, 2, 3))
-        tangents, constants = jax.random.normal(jax.random.key(4), (4, 2, 7)), jnp.array([[0.0, 2.0]] * 4)
-        both = []
-        for net_or_f in (net, lambda x: apply(net, x)):
+        net = drawn(jax.random.key(2), make_spec())
+        random = np.random.default_rng(1)
+        shapes = (4, 7), (4, 2, 7), (4, 2, 3), (4, 2, 7)
+        xs, etas, cotangents, tangents = (jnp.asarray(random.standard_normal(shape)) for shape in shapes)
+        constants = jnp.array([[0.0, 2.0]] * 4)
+
+        def results(net_or_f):
             source, _ = oracle.trace(net_or_f, xs)
             base = oracle.value(source, xs)
             difference = oracle.difference(source, base, etas)
@@ -175,8 +198,9 @@ def test_the_oracle_of_a_function_is_that_of_its_network():
             results += oracle.pullback(source, difference, cotangents)[:2]
             results += oracle.pullback(source, base, cotangents[:, 0])[:2]
             results += [oracle.pushforward(source, base, tangents, constants)[0]]
-            results += [oracle.pushforward(source, base, tangents[:, 0], jnp.ones(4))[0]]
-            both.append(results)
+            return [*results, oracle.pushforward(source, base, tangents[:, 0], jnp.ones(4))[0]]
+
+        both = jax.jit(lambda net: [results(net_or_f) for net_or_f in (net, lambda x: apply(net, x))])(net)
         for a, b in zip(*both, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
@@ -207,15 +231,16 @@ def test_leaves_of_the_spec_do_not_recompile_and_may_be_swept():
     for s, b2, v in [(1.0, 0.0, 0.0), (2.0, 0.1, 0.5), (0.5, 3.0, -1.0)]:
         output(jax.random.key(0), make_spec(s=s, b2=b2, v=v), x)
     specs = make_spec(s=jnp.array([1.0, 4.0]), b2=jnp.array([0.1, 0.1]), v=jnp.zeros(2), u=jnp.ones(2))
-    swept = jax.vmap(lambda spec: apply(init(jax.random.key(0), spec), x))(specs)
-    np.testing.assert_allclose(swept[1], apply(init(jax.random.key(0), make_spec(s=4.0, b2=0.1, v=0.0)), x), rtol=1e-5)
+    swept = jax.jit(jax.vmap(lambda spec: apply(init(jax.random.key(0), spec), x)))(specs)
+    expected = output(jax.random.key(0), make_spec(s=4.0, b2=0.1, v=0.0), x)
+    np.testing.assert_allclose(swept[1], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.slow
 def test_init_has_the_variances_it_promises(block):
     spec = NetworkSpec(400, 300, 300, 2, 1.7, 0.4, block=block)
-    net = jax.jit(init)(jax.random.key(0), spec)
+    net = drawn(jax.random.key(0), spec)
     promised = [(net.frozen.embedding.entries, 1 / 400), (net.frozen.readout.entries, 1 / 300)]
     promised += [(w.entries, 1.7 / 300) for w in net.params.weights] + [(b, 0.4) for b in net.params.biases]
     for values, variance in promised:
@@ -236,7 +261,7 @@ def test_init_has_the_variances_it_promises(block):
 def test_draws_are_independent_of_the_reader_s_own():
     """One key for a network and for an input, directly or by split and fold_in: no cosine beyond chance."""
     key, d = jax.random.key(0), 1000
-    net = jax.jit(init)(key, make_spec("signed", d=d, N=d, K=2, L=1))
+    net = drawn(key, make_spec("signed", d=d, N=d, K=2, L=1))
     own = [key, *jax.random.split(key, 8), *(jax.random.fold_in(key, i) for i in range(8))]
     inputs = jnp.stack([jax.random.normal(k, (d,)) for k in own])
     rows = [net.frozen.embedding.entries, net.frozen.readout.entries, net.params.weights[0].entries]
@@ -249,7 +274,7 @@ def test_draws_are_independent_of_the_reader_s_own():
 
 @pytest.mark.slow
 def test_repr_is_short():
-    net = jax.jit(init)(jax.random.key(0), make_spec())
+    net = drawn(jax.random.key(0), make_spec())
     assert repr(net).startswith("Network(NetworkSpec(input_dim=7,")
     assert repr(net).endswith("dense)")
     assert len(repr(net)) < 250
@@ -257,18 +282,18 @@ def test_repr_is_short():
 
 @pytest.mark.slow
 def test_dtypes():
-    net = init(jax.random.key(0), make_spec())
-    rep = linear.linear_representation(net, np.ones(7))  # float64 data, float32 network
+    net = drawn(jax.random.key(0), make_spec())
+    rep = represented(net, np.ones(7))  # float64 data, float32 network
     assert {leaf.dtype for leaf in jax.tree.leaves(rep)} == {jnp.dtype("float32")}
     with jax.enable_x64(True):
-        net = init(jax.random.key(0), make_spec("signed"))
-        rep = linear.linear_representation(net, np.ones(7))
+        net = drawn(jax.random.key(0), make_spec("signed"))
+        rep = represented(net, np.ones(7))
         assert {leaf.dtype for leaf in jax.tree.leaves(rep)} == {jnp.dtype("float64")}
 
 
 @pytest.mark.slow
 def test_evaluate_returns_the_network():
-    net = init(jax.random.key(0), make_spec())
+    net = drawn(jax.random.key(0), make_spec())
     output, again = evaluate(net, jnp.ones(7))
     assert again.is_dense
     np.testing.assert_array_equal(output, apply(net, jnp.ones(7)))
@@ -293,4 +318,4 @@ def test_evaluate_returns_the_network():
 @pytest.mark.slow
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
-        call(init(jax.random.key(0), make_spec()))
+        call(drawn(jax.random.key(0), make_spec()))
