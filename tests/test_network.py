@@ -283,7 +283,7 @@ def test_repr_is_short():
 @pytest.mark.slow
 def test_dtypes():
     net = drawn(jax.random.key(0), make_spec())
-    rep = represented(net, np.ones(7))  # float64 data, float32 network
+    rep = linear.linear_representation(net, np.ones(7))  # float64 data, float32 network
     assert {leaf.dtype for leaf in jax.tree.leaves(rep)} == {jnp.dtype("float32")}
     with jax.enable_x64(True):
         net = drawn(jax.random.key(0), make_spec("signed"))
