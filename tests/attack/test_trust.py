@@ -15,6 +15,7 @@ INF = math.inf
 KEY = jax.random.key(0)
 # the fewest pieces, which compile fastest
 QUICK = mf.Attack((RandomStarts(2),), (SteepestAscent(12),))
+LINEAR = mf.Attack((LinearStarts(),), (SteepestAscent(12),))
 
 
 @functools.partial(jax.jit, static_argnames=("function", "p", "q", "attack"))
@@ -44,7 +45,7 @@ def test_an_input_outside_the_box_has_no_loss_in_traced_code(x):
 def test_a_box_may_be_open_on_a_side():
     x = jnp.linspace(0.0, 1.0, 6)
     for box, side in (((0.0, None), "lower"), ((None, 1.0), "upper")):
-        found = attacked(lambda x: x.sum()[None], x, 0.3, INF, 1, box=box)
+        found = attacked(lambda x: x.sum()[None], x, 0.3, INF, 1, LINEAR, box)
         perturbed = x + found.perturbation
         assert np.all(perturbed >= -1e-6) if side == "lower" else np.all(perturbed <= 1 + 1e-6)
         np.testing.assert_allclose(found.value, 6 * 0.3, rtol=1e-5)
@@ -85,20 +86,20 @@ def test_rounding_is_not_reported_as_loss():
     def isometry(x):
         return matrix @ x
 
-    nothing = attacked(isometry, x, 0.0, 2, 2)
+    nothing = attacked(isometry, x, 0.0, 2, 2, LINEAR)
     assert nothing.value == 0
     assert np.all(nothing.history == 0)
     assert nothing.converged
     for eps in (1e-6, 1e-5, 1e-4):
-        rounded = attacked(isometry, x, eps, 2, 2)
+        rounded = attacked(isometry, x, eps, 2, 2, LINEAR)
         assert rounded.rounding > eps
         assert not rounded.converged
     for eps in (0.1, 1.0, 100.0):
-        found = attacked(isometry, x, eps, 2, 2)
+        found = attacked(isometry, x, eps, 2, 2, LINEAR)
         assert abs(found.value - eps) <= found.rounding + 1e-5 * eps
         assert found.converged
     network = mf.init(KEY, mf.NetworkSpec(64, 2, 16, 2))
-    assert jax.jit(lambda net: mf.adversarial_loss(net, x, 1e-4, 2, 2, KEY, QUICK).rounding)(network) == 0
+    assert jax.jit(lambda net: mf.adversarial_loss(net, x, 1e-4, 2, 2, KEY, LINEAR).rounding)(network) == 0
 
 
 @pytest.mark.slow
@@ -129,14 +130,14 @@ def test_starts_that_disagree_are_not_converged():
 def test_sizes_of_inputs_apart():
     """One eps for each input of a block gives what each gives alone."""
     xs, eps = jax.random.normal(jax.random.key(1), (3, 6)), jnp.array([0.1, 0.0, 0.2])
-    together = attacked(jnp.tanh, xs, eps, 2, 2)
+    together = attacked(jnp.tanh, xs, eps, 2, 2, LINEAR)
     assert np.all(np.linalg.norm(together.perturbation, axis=1) <= eps * (1 + 1e-6))
     assert together.value[1] == 0
     for i in (0, 2):
-        alone = attacked(jnp.tanh, xs[i], eps[i], 2, 2)
+        alone = attacked(jnp.tanh, xs[i], eps[i], 2, 2, LINEAR)
         np.testing.assert_allclose(together.value[i], alone.value, rtol=1e-3)
     with pytest.raises(ValueError, match=r"eps: expected one number, or one for each input, \[3\], got shape \[2\]"):
-        attacked(jnp.tanh, xs, eps[:2], 2, 2)
+        attacked(jnp.tanh, xs, eps[:2], 2, 2, LINEAR)
 
 
 @pytest.mark.slow
@@ -253,7 +254,7 @@ def test_chunks_of_the_jacobian_bound_the_memory():
         return readout @ jax.nn.relu(weight @ x)
 
     def temporaries(chunk_size):
-        run = jax.jit(lambda x: mf.adversarial_loss(model, x, 0.1, 2, 2, KEY, QUICK, chunk_size=chunk_size).value)
+        run = jax.jit(lambda x: mf.adversarial_loss(model, x, 0.1, 2, 2, KEY, LINEAR, chunk_size=chunk_size).value)
         return run.lower(jnp.ones(200)).compile().memory_analysis().temp_size_in_bytes
 
     cotangents = 4 * 128 * 2000  # of all rows at once
