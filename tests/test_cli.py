@@ -208,8 +208,8 @@ def test_bounds_writes_what_it_says(run, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_bounds_without_matrices_and_a_wrong_bound(run, tmp_path, monkeypatch):
-    true = theory.finite_width_bound
-    monkeypatch.setattr(theory, "finite_width_bound", lambda *args: 0.25 * true(*args))
+    true = theory.chevet_excess
+    monkeypatch.setattr(theory, "chevet_excess", lambda *args: 0.25 * (1 + true(*args)) - 1)
     status, out, _ = run(*BOUNDS, "--engine", "matrix_free", command="bounds")
     assert status == 1
     assert "matrix_free; cost of a network" in out

@@ -222,7 +222,7 @@ def _moments(depth: int, width: int | None, first: Array, s: Array, b2: Array, u
     rows, columns = np.array([1, 2, 1, 0, 0]), np.array([1, 2, 2, 1, 2])
     fields = jnp.concatenate([mean[:, rows, columns], drift[:, 3, 3, None]], axis=1)
     power, of_first = jnp.round(log_unit).astype(int), jnp.round(jnp.log2(unit)).astype(int)
-    return _scale(fields, jnp.stack([2 * power] * 3 + [power] * 2 + [2 * (power - of_first)]))
+    return _scale(fields, jnp.stack([2 * power] * 3 + [power] * 2 + [2 * (power - of_first)])[None])
 
 
 def _unit(square: Array) -> Array:
