@@ -87,7 +87,7 @@ def load_inputs(source: str, num_inputs: int, seed: int, *, input_dim: int = 100
         check_positive("input_dim", input_dim)
         values, labels = rng.standard_normal((num_inputs, input_dim)), None
     elif source == "digits":
-        from sklearn.datasets import load_digits  # here alone, for whoever asks for it
+        from sklearn.datasets import load_digits  # here alone, where it is used
 
         values, labels = map(np.asarray, load_digits(return_X_y=True))
     else:

@@ -18,7 +18,7 @@ __all__ = ["LinearRepresentation", "jacobian_and_shift", "jacobian_queries", "li
 
 
 class LinearRepresentation(NamedTuple):
-    """J [*B, K, d], a [*B, K] and f(x) [*B, K]; `network` is the one to ask next, None where the old one serves."""
+    """J [*B, K, d], a [*B, K] and f(x) [*B, K]; `network` is the one to query next, None where the old one serves."""
 
     jacobian: Float[Array, "*B K d"]
     shift: Float[Array, "*B K"]
@@ -50,13 +50,13 @@ def linear_representation(
 
     Returns:
         A `LinearRepresentation`; `.network` is None for dense networks and functions. What J and a reveal of a
-        matrix-free network belongs to its law from then on: ask `.network` next. `rep.network or net` serves both.
+        matrix-free network belongs to its law from then on: query `.network` next. `rep.network or net` serves both.
 
     Raises:
         ValueError: wrong shapes, a function that does not map [d] to [K] or is another one each time it is traced
             (dropout), or chunk_size < 1.
 
-    Source: Kumano et al. 2023, section 4 (linear representation); the sum for the shift is ours.
+    Source: the paper, the linear representation of a ReLU-like network; the sum for the shift is ours.
     """
     source, x = oracle.trace(net_or_f, x)
     at = oracle.value(source, x)

@@ -125,7 +125,7 @@ def init(
         ValueError: key is not a key, spec is not one NetworkSpec with scalar leaves, the engine does not exist, or
             capacity is not a pair of counts where it is needed and None where it is not.
 
-    Source: Kumano et al. 2023, section 3; the matrix-free law is that of `mftadv.matrices.MatrixFree`.
+    Source: the paper, its random network; the matrix-free law is that of `mftadv.matrices.MatrixFree`.
     """
     key = key_for("init", key)
     if not isinstance(spec, NetworkSpec):
@@ -212,7 +212,7 @@ def apply(network: Network, x: Float[ArrayLike, "*B d"]) -> Float[Array, "*B K"]
         ValueError: the network is matrix-free, so that a result without the network to use next would be useless (use
             `evaluate`); or x has the wrong shape.
 
-    Source: Kumano et al. 2023, section 3.
+    Source: the paper, its network.
     """
     if not network.is_dense:
         raise ValueError("network: expected dense matrices, got others; use evaluate(network, x), and its network next")
@@ -232,7 +232,7 @@ def evaluate(network: Network, x: Float[ArrayLike, "*B d"]) -> tuple[Float[Array
     Raises:
         ValueError: x is not [d] or [B, d] with the d of the network.
 
-    Source: Kumano et al. 2023, section 3.
+    Source: the paper, its network.
     """
     evaluation = forward(network, x)
     return evaluation.output, evaluation.network

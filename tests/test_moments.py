@@ -106,6 +106,14 @@ def test_merging_chunks_is_the_whole_in_any_order_and_grouping(sizes, seed, offs
             np.testing.assert_allclose(getattr(got, name), getattr(whole, name), rtol=1e-9, atol=1e-9, err_msg=name)
 
 
+def test_merging_in_float32_keeps_what_the_mean_rounds_off():
+    """float32 numbers next to 10,000 are .001 apart: the means of chunks and of their union lie between them."""
+    chunks = [(1e4 + draws(n, (64,), seed=n)).astype(np.float32) for n in (101, 57)]
+    got = to_host(merge_on_device(*map(moments_on_device, chunks)))
+    exact = np.concatenate(chunks).astype(np.float64).mean(axis=0)
+    np.testing.assert_allclose(got.mean + got.residual, exact, rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize(("moments", "merge", "convert"), [ON_HOST, ON_DEVICE])
 @pytest.mark.parametrize("scale", [1.0, 1e18])
 @pytest.mark.slow
