@@ -113,7 +113,7 @@ def relative_spread(
         spec: a concrete spec. "residual" is given the figures of "signed" at the same variances: right within 10%
             where its Jacobian is not dominated by the direction of the input, too small where it is.
         quantity: one of `QUANTITIES`, each the matching estimate over rows and columns of one network's J or a.
-        columns: m, how many columns of J are kept; None for all. columns=1 is a fixed direction.
+        columns: m, how many columns of J are used; None for all. columns=1 is a fixed direction.
         rows: r, how many rows of J or entries of a; None for all.
         p: exponent of the norm of inputs, for operator_norm.
         q: exponent of the norm of outputs, for operator_norm.

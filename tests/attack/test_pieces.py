@@ -103,8 +103,7 @@ def test_every_piece_is_in_the_table():
         assert hash(piece) == hash(dataclasses.replace(piece))  # equal pieces share a compiled program
 
 
-# Compiling takes longer than running, unless it does not optimise.
-@functools.partial(jax.jit, static_argnames=("p", "q", "boxed"), compiler_options={"xla_backend_optimization_level": 0})
+@functools.partial(jax.jit, static_argnames=("p", "q", "boxed"))
 def candidates_of(net, xs, eps, key, p, q, boxed):
     """The candidates of every start; those at every step of every rule, with values and best ones; a user's attack."""
     base = oracle.value(net, xs)
