@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +10,7 @@ from scipy import stats
 
 from mftadv.statistics import Estimate, LawTest
 
-__all__ = ["POWER", "RESOLUTION", "Claim", "Judgement", "judge"]
+__all__ = ["POWER", "RESOLUTION", "Claim", "Judgement", "find", "judge"]
 
 RESOLUTION = 0.05  # a table that cannot see a deviation this large says "underpowered"
 POWER = 0.9  # the probability with which it must see it
@@ -40,6 +40,8 @@ class Claim:
         expected: "fails" for a published claim that is known not to hold.
         nonfinite: number of draws that were nan or infinite; a claim with any never holds.
         note: anything a reader should know.
+        id: what kind of claim it is, for programs to find it by; the quantity is for readers.
+        coords: at which coordinates, by name (an input, p, q, eps, ...).
 
     Raises:
         ValueError: kind or expected is unknown, or an error, the allowance or the scale is negative.
@@ -62,6 +64,8 @@ class Claim:
     expected: Literal["holds", "fails"] = "holds"
     nonfinite: int = 0
     note: str = ""
+    id: str = ""
+    coords: Mapping[str, float | int | str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         for name, values in (("kind", KINDS), ("expected", EXPECTATIONS)):
@@ -129,16 +133,36 @@ class Judgement:
     verdict: str
 
     def as_dict(self) -> dict[str, Any]:
-        """One flat record for JSON: the claim's fields, then these; numbers that are not finite become None.
+        """One record for JSON: the claim's fields, then these; numbers that are not finite become None.
 
         Returns:
-            A dict of strings, numbers and None.
+            A dict of strings, numbers and None, but for `coords`, a dict of them.
 
         Source: ours.
         """
         record = dataclasses.asdict(self)
-        record = {**record.pop("claim"), **record}
+        record = {"id": self.claim.id, "coords": dict(self.claim.coords), **record.pop("claim"), **record}
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+
+
+def find(judgements: Iterable[Judgement], id: str, **coords: Any) -> list[Judgement]:
+    """The judgements of the claims of one id that are at these coordinates, in order.
+
+    Args:
+        judgements: of a table.
+        id: of the claims.
+        coords: the coordinates that they share; others are free.
+
+    Returns:
+        The judgements, possibly none.
+
+    Source: ours.
+    """
+    return [
+        judgement
+        for judgement in judgements
+        if judgement.claim.id == id and coords.items() <= dict(judgement.claim.coords).items()
+    ]
 
 
 def _discount(size: np.ndarray, gamma: np.ndarray) -> np.ndarray:

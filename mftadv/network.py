@@ -114,16 +114,17 @@ def init(
         key: a JAX key; "threefry4x32" keys draw two to three times as fast as the default on a CPU.
         spec: the law of the network; handed to a jitted function as an argument, its leaves do not recompile, and on
             a CPU a matrix-free draw compiles to less code.
-        engine: how its matrices are held: "dense", entry by entry, or "matrix_free".
-        capacity: of a matrix-free network alone: how many inputs (those of differences counted) and how many
-            cotangents it can be queried with, see `capacity_for`; it needs memory in proportion.
+        engine: how its matrices are held: "dense", entry by entry; "matrix_free"; or "auto", whichever costs less for
+            the queries of the capacity, see `engine_for`.
+        capacity: how many inputs (those of differences counted) and how many cotangents a matrix-free network can be
+            queried with, see `capacity_for`; it needs memory in proportion. None for "dense".
 
     Returns:
         The network, in the default float type of JAX.
 
     Raises:
         ValueError: key is not a key, spec is not one NetworkSpec with scalar leaves, the engine does not exist, or
-            capacity is not a pair of counts where it is needed and None where it is not.
+            capacity is not a pair of counts, or not None for "dense".
 
     Source: the paper, its random network; the matrix-free law is that of `mftadv.matrices.MatrixFree`.
     """
@@ -135,12 +136,10 @@ def init(
             f"spec: expected the law of one network, got {spec}; for one network of each law, "
             "jax.vmap(mf.init, (None, spec.in_axes))(key, spec)"
         )
-    if engine not in ENGINES:
-        raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {engine!r}")
     if engine == "dense" and capacity is not None:
         raise ValueError(f'capacity: expected None with engine "dense", got {capacity!r}')
-    if engine == "matrix_free" and not _is_capacity(capacity):
-        raise ValueError(f"capacity: expected (inputs, cotangents), see mftadv.capacity_for, got {capacity!r}")
+    if engine != "dense" and engine_for(spec, capacity, engine) == "dense":
+        capacity = None
     d, N, L = spec.input_dim, spec.width, spec.depth
     # The keys are derived in a loop: a compiler that fuses a key's derivation into a draw repeats it for every entry
     # drawn. Their words come out separately: concatenated inside a batched loop, each would repeat the derivation.
@@ -161,6 +160,28 @@ def init(
     biases = jnp.sqrt(jnp.where(bias_variance > 0, bias_variance, 1)) * draw_if(bias_variance > 0, keys[2], (L, N), 0)
     signs = jax.random.rademacher(keys[3], (L, N), float) if spec.block == "signed" else ()
     return Network(Params(tuple(weights), tuple(biases)), Frozen(embedding, readout, tuple(signs)), spec)
+
+
+def engine_for(spec: NetworkSpec, capacity: Any, engine: str = "auto") -> str:
+    """The engine that `init` takes: the one named, or for "auto" the one by which a network and its queries cost less.
+
+    Args:
+        spec: the law of the network, of which the shapes count.
+        capacity: (inputs, cotangents), see `capacity_for`.
+        engine: "auto", "dense" or "matrix_free".
+
+    Returns:
+        "dense" or "matrix_free".
+
+    Raises:
+        ValueError: there is no such engine, or the capacity is not a pair of counts.
+    """
+    if engine not in ("auto", *ENGINES):
+        raise ValueError(f"engine: expected one of auto, {', '.join(ENGINES)}, got {engine!r}")
+    if not _is_capacity(capacity):
+        raise ValueError(f"capacity: expected (inputs, cotangents), see mftadv.capacity_for, got {capacity!r}")
+    costs = engine_costs(spec, capacity)
+    return min(costs, key=lambda name: costs[name]) if engine == "auto" else engine
 
 
 def engine_costs(spec: NetworkSpec, capacity: tuple[int, int]) -> dict[str, float]:
