@@ -17,7 +17,7 @@ from mftadv.linear import linear_representation
 from mftadv.network import init
 from mftadv.spec import NetworkSpec
 from mftadv.statistics import Moments, merge
-from mftadv.sweep import _memory, _monte_carlo
+from mftadv.sweep import _memory, _program
 from mftadv.sweep._static import Static
 
 SPEC = NetworkSpec(5, 2, 12, 1, 2.0, 0.1)
@@ -181,7 +181,7 @@ def test_the_budget_decides_the_batch(monkeypatch):
     assert 5 <= plan().batch_size <= 15
     monkeypatch.setattr(_memory, "_CPU_BUDGET", 1)
     assert plan().batch_size == 1
-    monkeypatch.setattr(_monte_carlo, "memory", lambda mesh: (per_network, 10 * per_network))
+    monkeypatch.setattr(_program, "memory", lambda mesh: (per_network, 10 * per_network))
     with pytest.raises(ValueError, match=r"spec, batch_size: expected .* to fit into"):
         plan()
 
@@ -198,15 +198,15 @@ def test_memory_is_estimated_before_the_one_compilation(monkeypatch):
     def traced_once(key, spec):
         return jnp.sum(jax.random.normal(key, (40, 40)) @ jnp.ones(40))
 
-    taken = _monte_carlo.bytes_taken
-    monkeypatch.setattr(_monte_carlo, "bytes_taken", measured)
+    taken = _program.bytes_taken
+    monkeypatch.setattr(_program, "bytes_taken", measured)
     run = sweep.draws(traced_once, jax.random.key(0), SPEC, num_networks=2000)
     assert len(compilations) == 1
     in_chunk = 16 * 2**20 / run.bytes_per_network
     assert 0.7 * in_chunk < run.batch_size < 1.2 * in_chunk
     # an estimate far too low is corrected by what was measured
-    monkeypatch.setattr(_monte_carlo, "estimated_bytes", lambda jaxpr: run.bytes_per_network // 10)
-    monkeypatch.setattr(_monte_carlo, "memory", lambda mesh: (20 * run.bytes_per_network, 10 * run.bytes_per_network))
+    monkeypatch.setattr(_program, "estimated_bytes", lambda jaxpr: run.bytes_per_network // 10)
+    monkeypatch.setattr(_program, "memory", lambda mesh: (20 * run.bytes_per_network, 10 * run.bytes_per_network))
     assert 8 <= sweep.draws(traced_once, jax.random.key(0), SPEC, num_networks=2000).batch_size <= 11
     assert len(compilations) == 3
 
@@ -224,7 +224,7 @@ def test_no_function_is_kept_alive():
         del scaled
     gc.collect()
     assert not any(function() for function in alive)
-    assert _monte_carlo._programs.cache_info().maxsize == 32  # nor, for ever, its program
+    assert _program._programs.cache_info().maxsize == 32  # nor, for ever, its program
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,21 @@
 """Many draws of a network: the only place with a vmap over draws, chunks and device meshes."""
 
-from mftadv.sweep._cells import Cell
+from mftadv.sweep._cells import Cell, Observer
+from mftadv.sweep._compute import InMemory, Plan, compute, plan
+from mftadv.sweep._dataset import dataset, moments_of, sample
 from mftadv.sweep._monte_carlo import Draws, draws, monte_carlo
 
-__all__ = ["Cell", "Draws", "draws", "monte_carlo"]
+__all__ = [
+    "Cell",
+    "Draws",
+    "InMemory",
+    "Observer",
+    "Plan",
+    "compute",
+    "dataset",
+    "draws",
+    "moments_of",
+    "monte_carlo",
+    "plan",
+    "sample",
+]

@@ -1,8 +1,14 @@
 """One point of a grid: a statistic, the law of the networks, and what the statistic is given beside them."""
 
 import dataclasses
+import functools
+import hashlib
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import jax
+import numpy as np
 
 from mftadv.spec import NetworkSpec
 
@@ -25,3 +31,42 @@ class Cell:
     spec: NetworkSpec
     operands: tuple[Any, ...]
     statistic: Callable[..., Mapping[str, Any]]
+
+    def fingerprint(self) -> str:
+        """A checksum of all that the results of a network depend on, but for the key: the same in every process."""
+        leaves, structure = jax.tree.flatten((self.spec, self.operands))
+        content = hashlib.sha256(repr((sorted(self.coords.items()), structure, _text(self.statistic))).encode())
+        for leaf in map(np.asarray, leaves):
+            content.update(f"{leaf.dtype.str}{leaf.shape}".encode() + leaf.tobytes())
+        return content.hexdigest()
+
+
+def _text(of: Any) -> str:
+    """A statistic in words that change when it does: the fields of a dataclass, the compiled code of a function."""
+    match of:
+        case types.FunctionType():
+            inside = [_text(cell.cell_contents) for cell in of.__closure__ or ()]
+            return f"{of.__qualname__}{_code(of.__code__)}{of.__defaults__}{of.__kwdefaults__}{inside}"
+        case functools.partial():
+            return f"{_text(of.func)}{of.args}{of.keywords}"
+        case np.ndarray() | jax.Array():
+            return f"{of.dtype}{of.shape}{hashlib.sha256(np.asarray(of).tobytes()).hexdigest()}"
+        case _:
+            return (
+                repr(of) if dataclasses.is_dataclass(of) or type(of).__repr__ is not object.__repr__ else str(type(of))
+            )
+
+
+def _code(code: types.CodeType) -> str:
+    constants = [_code(each) if isinstance(each, types.CodeType) else repr(each) for each in code.co_consts]
+    return f"{hashlib.sha256(code.co_code).hexdigest()}{code.co_names}{constants}"
+
+
+class Observer:
+    """What is told while a run goes on. This one says nothing; derive from it to show what you want shown."""
+
+    def say(self, line: str) -> None:
+        """One line that a reader should see."""
+
+    def progress(self, share: float, doing: str) -> None:
+        """The share of the work that is done, between 0 and 1, and what is being done."""

@@ -2,27 +2,22 @@
 
 import dataclasses
 import functools
-import math
 import numbers
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
-from mftadv.spec import NetworkSpec, check_key, check_positive
-from mftadv.statistics import Moments, merge, moments, to_host
-from mftadv.sweep._memory import bytes_taken, estimated_bytes, memory
-from mftadv.sweep._static import Static
+from mftadv.spec import NetworkSpec, check_positive
+from mftadv.statistics import Moments, merge, to_host
+from mftadv.sweep._program import compile_program, trace
 
 Statistic = Callable[..., Any]
 
 _INDICES = 2**32  # of networks: a key folds in 32 bits
-_LARGEST = 2**31 - 1  # networks of a chunk, which are counted in int32
 
 
 def monte_carlo(
@@ -106,13 +101,13 @@ class Draws:
     batch_size: int
     bytes_per_network: int
     compile_seconds: float
-    _chunk: Callable[[np.uint32, np.uint32], Any]
+    _chunk: Callable[[int, int], Any]
     _reduced: bool
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         for done in range(0, self.num_networks, self.batch_size):
             index, count = self.first + done, min(self.batch_size, self.num_networks - done)
-            values = jax.device_get(self._chunk(np.uint32(index), np.uint32(count)))
+            values = self._chunk(index, count)
             if self._reduced:
                 devices = len(jax.tree.leaves(values)[0])
                 yield index, [jax.tree.map(lambda leaf, i=i: leaf[i], values) for i in range(devices)]
@@ -136,105 +131,31 @@ def draws(
     Args:
         reduced: whether chunks are reduced to `Moments` on the device.
     """
-    static = Static(statistic)
     num_networks = check_positive("num_networks", num_networks)
+    check_range(first, num_networks)
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh: expected a jax.sharding.Mesh or None, got {type(mesh).__name__}")
+    start = time.perf_counter()
+    traced = trace(statistic, key, spec, operands)
+    program = compile_program(traced, num_networks, batch_size=batch_size, mesh=mesh, reduced=reduced)
+    each = program.bytes_taken * (mesh.size if mesh else 1) // program.batch_size
+    return Draws(
+        num_networks, int(first), program.batch_size, each, time.perf_counter() - start,
+        lambda index, count: program.call(index, count, traced.spec, traced.operands), reduced,
+    )  # fmt: skip
+
+
+def check_range(first: int, num_networks: int) -> None:
+    """Refuse networks that no key has.
+
+    Raises:
+        ValueError: an index is negative or beyond 2^32 - 1.
+    """
     if isinstance(first, bool) or not isinstance(first, numbers.Integral) or first < 0:
         raise ValueError(f"first: expected an integer >= 0, got {first!r}")
     if first + num_networks > _INDICES:
         raise ValueError(f"first + num_networks: expected at most 2^32, got {first} + {num_networks}")
-    if mesh is not None and not isinstance(mesh, Mesh):
-        raise ValueError(f"mesh: expected a jax.sharding.Mesh or None, got {type(mesh).__name__}")
-    check_key(key)
-    if "rbg" in str(jax.random.key_impl(key)):
-        raise ValueError(f"key: expected one whose draws do not depend on the batch, got {jax.random.key_impl(key)}")
-
-    start = time.perf_counter()
-    # Python numbers and arrays trace differently, so that changing one for the other would recompile.
-    spec, operands = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), (spec, operands))
-    leaves, structure = jax.tree.flatten((key, spec, operands))
-    one, chunk = _programs(static, (structure, *((leaf.shape, leaf.dtype) for leaf in leaves)))
-    traced = one.trace(static, key, spec, operands)
-    results = jax.tree.leaves(traced.out_info)
-    if not results or not all(_is_real(result.dtype) for result in results):
-        raise ValueError(f"statistic: expected a pytree of real arrays, got {traced.out_info}")
-
-    devices = mesh.size if mesh else 1
-    limit, budget = memory(mesh)
-
-    def even(size: float) -> int:
-        """The batch size next to `size` of which every device has as much, and whose chunks need the least padding."""
-        num_chunks = math.ceil(num_networks / max(1, min(size, num_networks, _LARGEST)))
-        return math.ceil(math.ceil(num_networks / num_chunks) / devices) * devices
-
-    def compiled(size: int) -> tuple[jax.stages.Compiled, int]:
-        scalar = jax.ShapeDtypeStruct((), np.uint32)
-        lowered = chunk.lower(static, key, scalar, scalar, spec, operands, batch_size=size, mesh=mesh, reduced=reduced)
-        program = lowered.compile()
-        return program, bytes_taken(program)
-
-    planned = batch_size is None
-    each = estimated_bytes(traced.jaxpr.jaxpr) + key.dtype.itemsize
-    size = even(budget // each * devices if planned else check_positive("batch_size", batch_size))
-    program, taken = compiled(size)
-    if planned and taken > limit:  # the estimate was too low: once more, by what was measured
-        size = even(size * budget // taken)
-        program, taken = compiled(size)
-    if taken > limit:
-        raise ValueError(
-            f"spec, batch_size: expected {size} networks to fit into {limit / 2**30:.3g} GiB of memory, "
-            f"got {taken / 2**30:.3g} GiB"
-        )
-    return Draws(
-        num_networks, int(first), size, taken * devices // size, time.perf_counter() - start,
-        lambda index, count: program(key, index, count, spec, operands), reduced,
-    )  # fmt: skip
-
-
-@functools.lru_cache(maxsize=32)
-def _programs(statistic: Static, structure: Hashable) -> tuple[Any, Any]:
-    """The jitted functions of one network and of a chunk; what they compile is freed with them.
-
-    JAX would cache the programs of functions at the top of a module for ever, and with them the statistics. Equal
-    statistics share these functions, so that the one which is traced is the one at hand, an argument.
-    """
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def one(statistic, key, spec, operands):
-        return statistic.function()(key, spec, *operands)
-
-    @functools.partial(jax.jit, static_argnums=0, static_argnames=("batch_size", "mesh", "reduced"))
-    def chunk(statistic, key, first, count, spec, operands, *, batch_size, mesh, reduced):
-        """The statistic of networks first ... first + batch_size - 1, of which the leading `count` are no padding."""
-
-        def one_device(key, first, count, spec, operands):
-            local = batch_size // (mesh.size if mesh else 1)
-            position = jnp.arange(local, dtype=np.uint32)
-            if mesh:
-                position += jax.lax.axis_index(mesh.axis_names).astype(np.uint32) * local
-            # Keys come from a loop of their own: fused into a draw, their derivation is repeated for every entry drawn.
-            keys = jax.lax.map(lambda i: jax.random.fold_in(key, i), first + position)
-            if local == 1:  # a vmap takes both branches of a condition, and products of one row slower code
-                values = jax.tree.map(lambda value: value[None], one(statistic, keys[0], spec, operands))
-            else:
-                values = jax.vmap(lambda key: one(statistic, key, spec, operands))(keys)
-            if not reduced:
-                return values
-            return jax.tree.map(lambda value: jax.tree.map(lambda m: m[None], moments(value, position < count)), values)
-
-        if mesh is None:
-            return one_device(key, first, count, spec, operands)
-        # Devices share nothing but read-only operands, so there is no replication for JAX to check.
-        sharded = jax.shard_map(
-            one_device, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(mesh.axis_names), check_vma=False
-        )
-        return sharded(key, first, count, spec, operands)
-
-    return one, chunk
 
 
 def _is_moments(node: Any) -> bool:
     return isinstance(node, Moments)
-
-
-def _is_real(dtype: Any) -> bool:
-    return any(jnp.issubdtype(dtype, kind) for kind in (np.floating, np.integer, np.bool_))

@@ -1,0 +1,232 @@
+"""One compiled program for many networks of many cells."""
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from mftadv.spec import NetworkSpec, check_key, check_positive
+from mftadv.statistics import moments
+from mftadv.sweep._memory import bytes_taken, estimated_bytes, memory
+from mftadv.sweep._static import Static
+
+_LARGEST = 2**31 - 1  # networks of a chunk, which are counted in int32
+_CELLS = 16  # how many times the networks that fit into the memory budget one call draws, cell after cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A statistic as traced at one cell.
+
+    Attributes:
+        static: the statistic.
+        key: the root key of the run.
+        spec: the law, its leaves as arrays.
+        operands: as arrays.
+        out_info: the shapes and dtypes that the statistic returns, in its structure.
+        bytes_each: about the bytes that one network takes.
+    """
+
+    static: Static
+    key: jax.Array
+    spec: NetworkSpec
+    operands: Any
+    out_info: Any
+    bytes_each: int
+    one: Any = dataclasses.field(repr=False)
+    chunk: Any = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program for some networks of some cells.
+
+    Attributes:
+        num_cells: cells at once; None for one cell, whose results have no axis of cells.
+        batch_size: networks at once, padding included.
+        bytes_taken: bytes that a device needs beside the arguments, as compiled.
+        compile_seconds: what compiling took.
+        call: call(first, count, spec, operands) -> the statistic of networks first ... first + batch_size - 1, [C, R,
+            ...] or [R, ...] each; or Moments of the leading `count` of them, [D, C, ...] or [D, ...] for D devices.
+    """
+
+    num_cells: int | None
+    batch_size: int
+    bytes_taken: int
+    compile_seconds: float
+    call: Callable[[int, int, Any, Any], Any]
+
+
+def trace(statistic: Any, key: jax.Array, spec: NetworkSpec, operands: Any) -> Traced:
+    """Trace a statistic at one cell; nothing is compiled.
+
+    Raises:
+        ValueError: the key is not one JAX key or of an "rbg" kind, the statistic is not a hashable function or does
+            not return real arrays.
+    """
+    static = Static(statistic)
+    check_key(key)
+    if "rbg" in str(jax.random.key_impl(key)):
+        raise ValueError(f"key: expected one whose draws do not depend on the batch, got {jax.random.key_impl(key)}")
+    spec, operands = as_arrays((spec, operands))
+    leaves, structure = jax.tree.flatten((key, spec, operands))
+    one, chunk = _programs(static, (structure, *((leaf.shape, leaf.dtype) for leaf in leaves)))
+    traced = one.trace(static, key, spec, operands)
+    results = jax.tree.leaves(traced.out_info)
+    if not results or not all(_is_real(result.dtype) for result in results):
+        raise ValueError(f"statistic: expected a pytree of real arrays, got {traced.out_info}")
+    bytes_each = estimated_bytes(traced.jaxpr.jaxpr) + key.dtype.itemsize
+    return Traced(static, key, spec, operands, traced.out_info, bytes_each, one, chunk)
+
+
+def as_arrays(tree: Any) -> Any:
+    """The leaves as arrays: Python numbers trace differently, so that changing one for the other would recompile."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.asarray(leaf).dtype), tree)
+
+
+def even(size: float, num_networks: int, devices: int) -> int:
+    """The batch size next to `size` of which every device has as much, and whose chunks need the least padding."""
+    num_chunks = math.ceil(num_networks / max(1, min(size, num_networks, _LARGEST)))
+    return math.ceil(math.ceil(num_networks / num_chunks) / devices) * devices
+
+
+def compile_program(
+    traced: Traced,
+    num_networks: int,
+    *,
+    batch_size: int | None = None,
+    axes: tuple[int | None, ...] | None = None,
+    num_cells: int | None = None,
+    mesh: Mesh | None = None,
+    reduced: bool = False,
+) -> Program:
+    """Compile a traced statistic for as many networks at once as memory allows, or for `batch_size`.
+
+    Args:
+        traced: the statistic.
+        num_networks: of the run, at most so many are drawn at once.
+        batch_size: networks drawn at once in each cell; None to decide by memory.
+        axes: for each leaf of (spec, operands) 0 where it has a leading axis of cells, None where all cells share it;
+            None for one cell.
+        num_cells: how many cells there are; a call takes as many as make it worth its while, one after the other.
+        mesh: the devices, or None.
+        reduced: whether the networks of a chunk are reduced to `Moments`.
+
+    Raises:
+        ValueError: a chunk does not fit into memory.
+    """
+    start = time.perf_counter()
+    devices = mesh.size if mesh else 1
+    limit, budget = memory(mesh)
+    scalar = jax.ShapeDtypeStruct((), np.uint32)
+
+    def compiled(cells: int | None, size: int) -> tuple[Any, int]:
+        shapes = _stacked((traced.spec, traced.operands), axes, cells)
+        lowered = traced.chunk.lower(
+            traced.static, traced.key, scalar, scalar, *shapes, batch_size=size, axes=axes, mesh=mesh, reduced=reduced
+        )
+        program = lowered.compile()
+        return program, bytes_taken(program)
+
+    planned = batch_size is None
+    size = budget // traced.bytes_each * devices if planned else check_positive("batch_size", batch_size)
+    size = even(size, num_networks, devices)
+    worth = _CELLS * budget * devices // (traced.bytes_each * size)
+    cells = None if num_cells is None else min(num_cells, max(1, worth))
+    if traced.bytes_each > 2 * limit:  # hopeless even where the estimate is twice too high: compiling takes memory too
+        raise ValueError(
+            f"spec: expected a network that fits into {limit / 2**30:.3g} GiB of memory, got one of about "
+            f"{traced.bytes_each / 2**30:.3g} GiB"
+        )
+    program, taken = compiled(cells, size)
+    if planned and taken > limit:  # the estimate was too low: once more, by what was measured
+        size = even(size * budget // taken, num_networks, devices)
+        program, taken = compiled(cells, size)
+    if taken > limit:
+        raise ValueError(
+            f"spec, batch_size: expected {size} networks to fit into {limit / 2**30:.3g} GiB of memory, "
+            f"got {taken / 2**30:.3g} GiB"
+        )
+
+    def call(first: int, count: int, spec: Any, operands: Any) -> Any:
+        return jax.device_get(program(traced.key, np.uint32(first), np.uint32(count), spec, operands))
+
+    return Program(cells, size, taken, time.perf_counter() - start, call)
+
+
+def _stacked(tree: Any, axes: tuple[int | None, ...] | None, cells: int | None) -> Any:
+    """The shapes of the leaves, with the axis of cells where there is one."""
+    if axes is None:
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    shapes = [
+        jax.ShapeDtypeStruct(leaf.shape if axis is None else (cells, *leaf.shape), leaf.dtype)
+        for leaf, axis in zip(leaves, axes, strict=True)
+    ]
+    return jax.tree.unflatten(structure, shapes)
+
+
+@functools.lru_cache(maxsize=32)
+def _programs(statistic: Static, structure: Hashable) -> tuple[Any, Any]:
+    """The jitted functions of one network and of a chunk; what they compile is freed with them.
+
+    JAX would cache the programs of functions at the top of a module for ever, and with them the statistics. Equal
+    statistics share these functions, so that the one which is traced is the one at hand, an argument.
+    """
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def one(statistic, key, spec, operands):
+        return statistic.function()(key, spec, *operands)
+
+    @functools.partial(jax.jit, static_argnums=0, static_argnames=("batch_size", "axes", "mesh", "reduced"))
+    def chunk(statistic, key, first, count, spec, operands, *, batch_size, axes, mesh, reduced):
+        """The statistic of networks first ... first + batch_size - 1, of which the leading `count` are no padding."""
+
+        def one_device(key, first, count, spec, operands):
+            local = batch_size // (mesh.size if mesh else 1)
+            position = jnp.arange(local, dtype=np.uint32)
+            if mesh:
+                position += jax.lax.axis_index(mesh.axis_names).astype(np.uint32) * local
+            # Keys come from a loop of their own: fused into a draw, their derivation is repeated for every entry drawn.
+            keys = jax.lax.map(lambda i: jax.random.fold_in(key, i), first + position)
+
+            def of_cell(spec, operands):
+                if local == 1:  # a vmap takes both branches of a condition, and products of one row slower code
+                    values = jax.tree.map(lambda value: value[None], one(statistic, keys[0], spec, operands))
+                else:
+                    values = jax.vmap(lambda key: one(statistic, key, spec, operands))(keys)
+                return jax.tree.map(lambda value: moments(value, position < count), values) if reduced else values
+
+            if axes is None:
+                values = of_cell(spec, operands)
+            else:  # one cell after the other: a vmap over cells would draw once for all, and still takes twice the time
+                leaves, structure = jax.tree.flatten((spec, operands))
+                varied = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis == 0]
+
+                def body(varied):
+                    own = iter(varied)
+                    mixed = [leaf if axis is None else next(own) for leaf, axis in zip(leaves, axes, strict=True)]
+                    return of_cell(*jax.tree.unflatten(structure, mixed))
+
+                values = jax.lax.map(body, varied)
+            return jax.tree.map(lambda leaf: leaf[None], values) if reduced else values
+
+        if mesh is None:
+            return one_device(key, first, count, spec, operands)
+        specs = PartitionSpec(mesh.axis_names) if reduced or axes is None else PartitionSpec(None, mesh.axis_names)
+        # Devices share nothing but read-only operands, so there is no replication for JAX to check.
+        sharded = jax.shard_map(one_device, mesh=mesh, in_specs=PartitionSpec(), out_specs=specs, check_vma=False)
+        return sharded(key, first, count, spec, operands)
+
+    return one, chunk
+
+
+def _is_real(dtype: Any) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in (np.floating, np.integer, np.bool_))
