@@ -120,7 +120,7 @@ def make_folder(path: Path) -> None:
 
 
 def lock_folder(path: Path) -> int:
-    """Lock a folder against other processes until the returned descriptor is closed or this process ends.
+    """Make a folder and lock it against other processes, until the descriptor returned is closed or this process ends.
 
     Raises:
         ValueError: another process holds the lock, or there are no locks here.
@@ -128,7 +128,8 @@ def lock_folder(path: Path) -> int:
     try:
         import fcntl
     except ImportError:
-        raise ValueError("folder: expected a system that can lock folders (Linux, macOS), got none") from None
+        raise ValueError("folder: expected a system that can lock folders, Linux or macOS") from None
+    make_folder(path)
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

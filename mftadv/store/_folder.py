@@ -44,7 +44,6 @@ class RunFolder:
         self._session, self._say = jsonable(session), say
         self._lock: int | None = None
         try:
-            make_folder(path)
             self._lock = lock_folder(path)
             self._enter()
         except OSError as error:

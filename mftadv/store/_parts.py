@@ -41,7 +41,7 @@ class Parts:
 
     def __init__(self, record: Record):
         self.list: list[Part] = []
-        self._record = record
+        self._record, self._run = record, record.run
         self._done: dict[int, list[range]] = defaultdict(list)  # of each cell, disjoint and in order
 
     @classmethod
@@ -103,7 +103,7 @@ class Parts:
     @property
     def digest(self) -> str:
         """A checksum of the run's identity and of the content of its parts."""
-        return digest([self._record.run, sorted(part.path.name for part in self.list)])
+        return digest([self._run, sorted(part.path.name for part in self.list)])
 
     def identify(self, path: Path) -> Part:
         """The part that a file is by its name and its size.
@@ -135,7 +135,7 @@ class Parts:
         which = {"cells": np.array([cells.start, cells.stop]), "networks": np.array([networks.start, networks.stop])}
         values = {f"value.{name}": array for name, array in arrays.items()}
         file = io.BytesIO()
-        np.savez(file, **{"run": np.array(self._record.run), **which, **values})  # pyright: ignore[reportArgumentType]
+        np.savez(file, **{"run": np.array(self._run), **which, **values})  # pyright: ignore[reportArgumentType]
         content = file.getvalue()
         return _name(cells, networks, hashlib.sha256(content).hexdigest()), content
 
@@ -156,7 +156,7 @@ class Parts:
             raise ValueError(f"it holds no arrays of numbers: {error}") from None
         which = {name: arrays.pop(name).tolist() for name in _OURS & arrays.keys()}
         cells, networks = ([each.start, each.stop] for each in (part.cells, part.networks))
-        if which != {"run": self._record.run, "cells": cells, "networks": networks}:
+        if which != {"run": self._run, "cells": cells, "networks": networks}:
             raise ValueError("it is of another run, or of other cells and networks than its name says")
         arrays = {name.removeprefix("value."): array for name, array in arrays.items()}
         self._check(part.cells, part.networks, arrays)
