@@ -1,0 +1,113 @@
+"""Folders of runs seen from outside: what is in one, and several joined into one."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from mftadv.store._files import resolve
+from mftadv.store._folder import RunFolder, silent
+from mftadv.store._parts import FOLDER, Parts
+from mftadv.store._record import Record, reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """What is in the folder of a run.
+
+    Attributes:
+        name: the field of the identity, if it has one.
+        networks: how many networks of each cell there are.
+        aimed: how many each cell is to have.
+        missing: how many networks there are still to compute, in all cells together.
+        damaged: the files, as parts/NAME, that are not parts of the run.
+        has_results: the results are there.
+        is_current: they were made from the parts that there are now.
+    """
+
+    name: str | None
+    networks: list[int]
+    aimed: list[int]
+    missing: int
+    damaged: list[str]
+    has_results: bool
+    is_current: bool
+
+
+def status(path: Path | str, check: bool = False) -> Status:
+    """What is in the folder of a run, which is neither locked nor changed.
+
+    Args:
+        path: of the folder.
+        check: read every file; without it names and sizes are looked at.
+
+    Raises:
+        ValueError: it is not the folder of a run, or cannot be read.
+    """
+    folder, record, parts, damaged = _look(path, check)
+    name = record.identity.get("name")
+    missing = [gap for cell, stop in enumerate(record.networks) for gap in parts.missing(cell, stop)]
+    return Status(
+        name=None if name is None else str(name),
+        networks=[parts.count(cell) for cell in range(len(record.layouts))],
+        aimed=record.networks,
+        missing=sum(map(len, missing)),
+        damaged=[f"{FOLDER}/{path.name}" for path in damaged],
+        has_results=record.has_results(folder, check),
+        is_current=record.results_of == parts.digest,
+    )
+
+
+def merge(target: Path | str, sources: Iterable[Path | str], say: Callable[[str], None] = silent) -> int:
+    """Copy the parts of several folders of one run, its shards for instance, into one. The sources are not changed.
+
+    Args:
+        target: a new or empty folder, or one of the same run. Each cell is to have as many networks there as in the
+            folder that aims at most.
+        sources: folders of the run.
+        say: is told each event in one sentence.
+
+    Returns:
+        How many parts were copied.
+
+    Raises:
+        ValueError: a source is not the folder of a run, or the runs differ; or the target cannot be opened, see
+            `RunFolder.open`.
+        OSError: a part cannot be written.
+    """
+    looks = [_look(source) for source in sources]
+    if not looks:
+        raise ValueError("sources: expected at least one folder, got none")
+    first, record, *_ = looks[0]
+    for other, its, *_ in looks:
+        if different := record.differences(its):
+            raise ValueError(f"sources: expected folders of one run, got {first} and {other}: {different}")
+    new = dataclasses.replace(
+        record, networks=[0] * len(record.layouts), sessions=record.sessions[:-1], outputs={}, results_of=None
+    )
+    copied = 0
+    with RunFolder(resolve(target), new, record.sessions[-1], say) as folder:
+        for source, its, parts, damaged in looks:
+            folder.adopt(its.networks, its.sessions)
+            for path, why in damaged.items():
+                say(f"{path.relative_to(source.parent)} is not a part of this run ({why}): not copied.")
+            for part in parts.list:
+                here = part._replace(path=folder.path / FOLDER / part.path.name)
+                if folder.adds(here):
+                    try:
+                        content, _ = parts.read(part)
+                    except (OSError, ValueError) as error:
+                        say(f"{part.path.relative_to(source.parent)} has changed ({reason(error)}): not copied.")
+                        continue
+                    folder.add_part(here, content)
+                    copied += 1
+    return copied
+
+
+def _look(path: Path | str, check: bool = True) -> tuple[Path, Record, Parts, dict[Path, str]]:
+    """A run's folder, its record, its parts, and what is wrong with other files."""
+    folder = resolve(path)
+    try:
+        record = Record.read(folder)
+        return folder, record, *Parts.find(record, folder, check)
+    except OSError as error:
+        raise ValueError(f"folder: expected that of a run, got {folder} ({reason(error)})") from None
