@@ -1,18 +1,21 @@
 """Run folders: parts that are checked before they are believed, results made from them, and where all of it is from."""
 
-from mftadv.store._files import read_regular, write_atomically
+from mftadv.store._files import Busy, read_regular, write_atomically
 from mftadv.store._folder import RunFolder
-from mftadv.store._merge import Status, merge, status
+from mftadv.store._merge import Status, candidates, merge, read_record, status
 from mftadv.store._parts import Part
 from mftadv.store._provenance import jsonable, provenance
 
 __all__ = [
+    "Busy",
     "Part",
     "RunFolder",
     "Status",
+    "candidates",
     "jsonable",
     "merge",
     "provenance",
+    "read_record",
     "read_regular",
     "status",
     "write_atomically",

@@ -99,6 +99,10 @@ def set_aside(path: Path, suffix: str = "damaged") -> Path:
     return free
 
 
+class Busy(ValueError):
+    """Another process is at work in a folder."""
+
+
 def resolve(path: Path | str) -> Path:
     """A path without links in it.
 
@@ -135,7 +139,7 @@ def lock_folder(path: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise ValueError(f"folder: another process is at work in {path}") from None
+        raise Busy(f"folder: another process is at work in {path}") from None
     except BaseException:
         os.close(descriptor)
         raise

@@ -1,13 +1,18 @@
 """Folders of runs seen from outside: what is in one, and several joined into one."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from mftadv.store._files import resolve
 from mftadv.store._folder import RunFolder, silent
 from mftadv.store._parts import FOLDER, Parts
-from mftadv.store._record import Record, reason
+from mftadv.store._provenance import jsonable
+from mftadv.store._record import Record, differences, reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,3 +116,28 @@ def _look(path: Path | str, check: bool = True) -> tuple[Path, Record, Parts, di
         return folder, record, *Parts.find(record, folder, check)
     except OSError as error:
         raise ValueError(f"folder: expected that of a run, got {folder} ({reason(error)})") from None
+
+
+def read_record(path: Path | str) -> Record:
+    """What is run in a folder: `.identity` and `.networks` among its fields.
+
+    Raises:
+        ValueError: it is not the folder of a run, or cannot be read.
+    """
+    return _look(path, check=False)[1]
+
+
+def candidates(pattern: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
+    """Where a run may be stored, for a path with {} for a number in its name, best first.
+
+    First the folders of this very run that are not finished, from the latest on, then the names that are free.
+    """
+    numbered = [pattern.with_name(pattern.name.replace("{}", str(number))) for number in range(1, 10**6)]
+    taken = list(itertools.takewhile(os.path.lexists, numbered))
+    for path in reversed(taken):
+        with contextlib.suppress(ValueError):
+            found = status(path)
+            same = not any(differences(read_record(path).identity, jsonable(identity)))
+            if same and (found.missing or not (found.has_results and found.is_current)):
+                yield path
+    yield from numbered[len(taken) :]

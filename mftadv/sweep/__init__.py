@@ -3,6 +3,7 @@
 from mftadv.sweep._cells import Cell, Observer
 from mftadv.sweep._compute import InMemory, Plan, compute, plan
 from mftadv.sweep._dataset import dataset, moments_of, sample
+from mftadv.sweep._memory import host_memory, memory
 from mftadv.sweep._monte_carlo import Draws, draws, monte_carlo
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "compute",
     "dataset",
     "draws",
+    "host_memory",
+    "memory",
     "moments_of",
     "monte_carlo",
     "plan",

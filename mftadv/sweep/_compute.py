@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -100,6 +101,10 @@ class Plan:
             for name, leaf in named.items()
             for field in dataclasses.fields(Moments)
         }
+
+    def bytes_stored(self, cell: int) -> int:
+        """Bytes of the results of one network, or of the moments of one cell."""
+        return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self.layout(cell).values())
 
     def runs(self) -> Iterator[range]:
         """The longest stretches of cells that share a program."""

@@ -1,7 +1,9 @@
 """How much memory there is, and how much a program takes: estimated before it is compiled, and as compiled."""
 
+import contextlib
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,20 +12,36 @@ from jax.sharding import Mesh
 
 # A chunk on a CPU gains nothing from memory past the caches' reach, and progress should show.
 _CPU_BUDGET = 16 * 2**20
+_CONTAINERS = (  # the memory that a container may take, and takes: control groups of version 2 and 1
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
 
 
 def memory(mesh: Mesh | None) -> tuple[float, float]:
-    """Bytes of each device: all there are, inf where that is not known, and those a chunk may take."""
+    """Bytes of each device: those that are free, inf where that is not known, and those a chunk may take."""
     device = mesh.devices.flat[0] if mesh else jax.devices()[0]
     if device.platform == "cpu":
-        try:
-            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, OSError, ValueError):  # not every system says
-            return math.inf, _CPU_BUDGET
-        return total, min(_CPU_BUDGET, total // 4)
+        free = host_memory()
+        return free, int(min(_CPU_BUDGET, free // 4))
     stats = device.memory_stats() or {}
     total = stats.get("bytes_limit", math.inf)
     return total, (total - stats.get("bytes_in_use", 0)) // 2 if math.isfinite(total) else _CPU_BUDGET
+
+
+def host_memory() -> float:
+    """Bytes of the host that this process may still take: the free ones, within the limit of its container."""
+    found = [math.inf]
+    with contextlib.suppress(OSError, ValueError, IndexError):  # Linux
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024)
+    for limit, used in _CONTAINERS:
+        with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+            found.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+    if found == [math.inf]:
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # not every system says
+            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return max(0, min(found))
 
 
 def bytes_taken(compiled: jax.stages.Compiled) -> int:

@@ -1,0 +1,336 @@
+"""The runner of every experiment: plan, draw, store, judge, publish."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mftadv import compare, store, sweep
+from mftadv.compare import Judgement
+from mftadv.experiments._experiment import Experiment
+from mftadv.matrices import matmul_precision
+from mftadv.spec import check_positive
+from mftadv.sweep import Cell, Observer
+
+if TYPE_CHECKING:
+    import xarray
+
+FAMILY_ERROR = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How much to compute, and how; nothing here changes what a number means.
+
+    Args:
+        networks: of each cell; None for what the folder's run has, or else for what the experiment's claims need.
+        batch_size: networks of a cell drawn at once; None to decide by memory.
+        shard: (i, n): draw the i-th of n shares of every cell's networks alone, i from 0. Shards in folders of their
+            own are joined by `merge`.
+        dry_run: say what would be done; compile, draw and write nothing.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+
+    networks: int | None = None
+    batch_size: int | None = None
+    shard: tuple[int, int] = (0, 1)
+    dry_run: bool = False
+
+    def __post_init__(self):
+        if self.networks is not None and check_positive("networks", self.networks) < 2:
+            raise ValueError(f"networks: expected at least 2, for an error bar, got {self.networks}")
+        if self.batch_size is not None:
+            check_positive("batch_size", self.batch_size)
+        share, shares = self.shard
+        if not 0 <= share < shares:
+            raise ValueError(f"shard: expected i/n with 0 <= i < n, got {share}/{shares}")
+        if shares > 1 and self.networks is None:
+            raise ValueError("networks: expected a number where a run is divided into shards, got None")
+
+
+class Result(NamedTuple):
+    """What a run found.
+
+    Attributes:
+        experiment: with its options.
+        folder: where it is stored, None where it is not.
+        data: every value that was drawn, and what theory predicts; None after a dry run, or for a shard.
+        judged: the claims and their verdicts.
+    """
+
+    experiment: Experiment
+    folder: Path | None
+    data: xarray.Dataset | None
+    judged: tuple[Judgement, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many claims have each verdict."""
+        verdicts = [judgement.verdict for judgement in self.judged]
+        return {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
+
+    @property
+    def tables(self) -> Sequence[Any]:
+        """The tables of the experiment, as `rich` prints them."""
+        return [] if self.data is None else self.experiment.tables(self.data, self.judged)
+
+
+def run(
+    experiment: Experiment,
+    folder: Path | str | None = None,
+    budget: Budget | None = None,
+    *,
+    key: jax.Array | None = None,
+    mesh: Mesh | None = None,
+    observer: Observer | None = None,
+) -> Result:
+    """Run an experiment: draw its networks, store them, judge its claims, draw its figures.
+
+    The folder holds run.json (what is run, and where), parts/ (what was drawn, in checked files), and, once all is
+    drawn, data.nc (one xarray dataset), claims.json, claims.csv and figures/. Interrupted, by Ctrl-C or by kill -9, the
+    same call with the same folder goes on; with more networks it draws those that are missing; for another
+    configuration the folder is refused. Nothing that the run did not write is ever deleted.
+
+    Args:
+        experiment: what to run.
+        folder: where to store it; "{}" in its name stands for a number: that of the run of this configuration that is
+            not finished, or else the next one that is free. None stores nothing.
+        budget: how much to compute, and how.
+        key: the root key; network i of every cell has fold_in(key, i). None for the fastest kind of key that is safe
+            under vmap and sharding, from the experiment's seed.
+        mesh: a `jax.sharding.Mesh` over whose devices networks are sharded.
+        observer: is told how it goes.
+
+    Returns:
+        A `Result`.
+
+    Raises:
+        ValueError: an option is outside its range, the folder holds anything else, or the run would not fit into
+            memory.
+
+    Source: ours.
+    """
+    budget, observer = budget or Budget(), observer or Observer()
+    with jax.enable_x64(experiment.x64):
+        cells = experiment.cells()
+        key = fastest_key(experiment.seed) if key is None else key
+        for line in experiment.describe(cells):
+            observer.say(line)
+        plan = sweep.plan(cells, key, mesh=mesh)
+        identity = identity_of(experiment, cells, key)
+        if budget.dry_run:
+            counts = _counts(experiment, cells, budget)
+            _say_plan(observer, plan, counts)
+            return Result(experiment, None, None, ())
+        if folder is None:
+            counts = _counts(experiment, cells, budget)
+            _say_plan(observer, plan, counts)
+            return _finish(experiment, plan, counts, budget, sweep.InMemory(), observer)
+        layouts = [plan.layout(i) for i in range(len(cells))]
+        session = store.provenance(mesh=mesh, batch_size=budget.batch_size)
+        with _opened(folder, identity, layouts, session, observer) as opened:
+            counts = _counts(experiment, cells, budget, opened.networks)
+            _say_plan(observer, plan, counts)
+            opened.aim(counts)
+            return _finish(experiment, plan, counts, budget, opened, observer)
+
+
+def load(folder: Path | str, observer: Observer | None = None) -> tuple[Experiment, Any, list[int]]:
+    """The experiment of a run folder, with its options; the key of its networks; how many networks each cell has.
+
+    Raises:
+        ValueError: the folder holds no run, or one of an experiment that is not known here.
+    """
+    from mftadv.experiments import EXPERIMENTS
+
+    record = store.read_record(folder)
+    identity = record.identity
+    kind = EXPERIMENTS.get(identity.get("name"))
+    if kind is None:
+        raise ValueError(f"folder: expected a run of {', '.join(EXPERIMENTS)}, got one of {identity.get('name')!r}")
+    options = {name: _from_json(value) for name, value in identity["options"].items()}
+    unknown = options.keys() - {field.name for field in dataclasses.fields(kind)}
+    if unknown or identity["version"] != kind.version:
+        raise ValueError(
+            f"folder: expected a run of version {kind.version} of {kind.name}, got one of version {identity['version']}"
+        )
+    words = np.asarray(identity["key"]["data"], np.uint32)
+    key = jax.random.wrap_key_data(jnp.asarray(words), impl=identity["key"]["impl"])
+    return kind(**options), key, record.networks
+
+
+def merge(folder: Path | str, shards: Sequence[Path | str], observer: Observer | None = None) -> Result:
+    """Join shards of one run, each in a folder of its own, into the run that one process would have made.
+
+    Args:
+        folder: where it is to be: a new or empty folder, or one of the same run.
+        shards: the folders; they are read only.
+        observer: is told how it goes.
+
+    Returns:
+        The `Result` of the whole; where networks are missing in all shards, they are drawn now.
+
+    Raises:
+        ValueError: the shards are of different runs, or the folder holds anything else.
+
+    Source: ours.
+    """
+    observer = observer or Observer()
+    store.merge(folder, shards, observer.say)
+    experiment, key, _ = load(folder)
+    return run(experiment, folder, key=key, observer=observer)
+
+
+def fastest_key(seed: int) -> jax.Array:
+    """The fastest kind of key this JAX has that is safe under vmap and sharding.
+
+    Raises:
+        ValueError: the seed is not between 0 and 2^32 - 1.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed: expected an integer from 0 to 2^32 - 1, got {seed}")
+    try:
+        return jax.random.key(seed, impl="threefry4x32")
+    except ValueError:  # JAX before 0.10.2
+        return jax.random.key(seed, impl="threefry2x32")
+
+
+def identity_of(experiment: Experiment, cells: Sequence[Cell], key: jax.Array) -> dict[str, Any]:
+    """All that the numbers of a run depend on: configuration, version, cells with their inputs, key, precision."""
+    return {
+        "name": experiment.name,
+        "version": experiment.version,
+        "options": {
+            field.name: store.jsonable(getattr(experiment, field.name)) for field in dataclasses.fields(experiment)
+        },
+        "key": {"impl": str(jax.random.key_impl(key)), "data": np.asarray(jax.random.key_data(key)).tolist()},
+        "dtype": jnp.result_type(float).name,
+        "matmul_precision": str(matmul_precision()),
+        "cells": [{**cell.coords, "fingerprint": cell.fingerprint()} for cell in cells],
+    }
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(map(_from_json, value))
+    return float(value) if value in ("inf", "-inf") else value
+
+
+def _opened(
+    folder: Path | str, identity: Mapping[str, Any], layouts: Any, session: Mapping[str, Any], observer: Observer
+) -> store.RunFolder:
+    path = Path(folder)
+    if "{}" not in path.name:
+        return store.RunFolder.open(path, identity, layouts, session, observer.say)
+    for candidate in store.candidates(path, identity):
+        try:
+            return store.RunFolder.open(candidate, identity, layouts, session, observer.say)
+        except store.Busy:  # another run of this configuration is at work there
+            continue
+    raise ValueError(f"folder: expected a name that is free, got {folder}")
+
+
+def _counts(experiment: Experiment, cells: Sequence[Cell], budget: Budget, before: Sequence[int] = ()) -> list[int]:
+    if budget.networks is not None:
+        return [budget.networks] * len(cells)
+    return list(before) if any(before) else list(experiment.networks(cells))
+
+
+def _say_plan(observer: Observer, plan: sweep.Plan, counts: Sequence[int]) -> None:
+    """How many networks, by how many programs, in how much memory.
+
+    Raises:
+        ValueError: a network, or all results, would not fit into memory.
+    """
+    each = max(traced.bytes_each for traced in plan.groups)
+    results = sum(count * plan.bytes_stored(i) for i, count in enumerate(counts))
+    available, host = sweep.memory(plan.mesh)[0], sweep.host_memory()
+    networks = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    observer.say(
+        f"plan      {len(counts)} cell{'s' * (len(counts) > 1)} by {len(plan.groups)} "
+        f"program{'s' * (len(plan.groups) > 1)}, {networks} networks each; a network takes about "
+        f"{in_bytes(each)}, all results {in_bytes(results)}"
+    )
+    if each > 2 * available:
+        raise ValueError(
+            f"width: expected networks that fit into {in_bytes(available)} of memory, got about {in_bytes(each)} each; "
+            'matrix-free networks with attack "frugal" take the least'
+        )
+    if 3 * results > host:  # parts, dataset, and a copy of a variable in float64
+        raise ValueError(
+            f"networks: expected results whose analysis fits into {in_bytes(host)} of memory, "
+            f"got {in_bytes(3 * results)}"
+        )
+
+
+def in_bytes(count: float) -> str:
+    """A size with its unit."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} TiB"
+
+
+def _finish(
+    experiment: Experiment, plan: sweep.Plan, counts: list[int], budget: Budget, into: Any, observer: Observer
+) -> Result:
+    """Draw what is missing, and judge, where it is not a shard alone."""
+    (share, shares), whole = budget.shard, [range(count) for count in counts]
+    own = [range(share * count // shares, (share + 1) * count // shares) for count in counts]
+    sweep.compute(plan, own, into, observer, batch_size=budget.batch_size)
+    folder = getattr(into, "path", None)
+    if any(into.missing(i, count) for i, count in enumerate(counts)):
+        observer.say(f"share {share} of {shares} is drawn; `mftadv merge` joins all of them")
+        return Result(experiment, folder, None, ())
+    data = sweep.dataset(plan, whole, into, experiment.axes)
+    data = data.assign(_predictions(experiment, plan.cells))
+    judged = compare.judge(experiment.claims(data), FAMILY_ERROR)
+    if folder is not None and not into.is_published:
+        into.publish(dict(_outputs(experiment, data, judged)))
+    return Result(experiment, folder, data, judged)
+
+
+def _predictions(experiment: Experiment, cells: Sequence[Cell]) -> dict[str, Any]:
+    """What theory says of every cell, as variables over the cells; nan where it says nothing."""
+    found = [experiment.predict(cell) for cell in cells]
+    every = dict.fromkeys(name for each in found for name in each)
+    return {f"theory_{name}": ("cell", [float(each.get(name, math.nan)) for each in found]) for name in every}
+
+
+def _outputs(experiment: Experiment, data: xarray.Dataset, judged: Sequence[Judgement]) -> Iterator[tuple[str, Any]]:
+    """The files of the results: for each name a function that writes it at a path."""
+    options = {field.name: store.jsonable(getattr(experiment, field.name)) for field in dataclasses.fields(experiment)}
+    facts = {"experiment": experiment.name, "version": experiment.version, "source": experiment.source}
+    labelled = data.assign_attrs({**facts, "options": json.dumps(options)})
+    records = [judgement.as_dict() for judgement in judged]
+    text = json.dumps({**facts, "family_error": FAMILY_ERROR, "claims": records}, indent=1, allow_nan=False) + "\n"
+    compressed = {
+        name: {"zlib": True, "complevel": 1} for name, each in data.data_vars.items() if each.dtype.kind != "U"
+    }
+    yield "data.nc", lambda path: labelled.to_netcdf(path, engine="h5netcdf", encoding=compressed)
+    yield "claims.json", lambda path: path.write_text(text)
+    yield "claims.csv", lambda path: _write_csv(path, records)
+    for name, figure in experiment.figures(data, judged).items():
+        yield f"figures/{name}.png", lambda path, figure=figure: figure.savefig(path, format="png", dpi=130)
+
+
+def _write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    flat = [{**record.pop("coords"), **record} for record in map(dict, records)]
+    columns = dict.fromkeys(("id", *(name for record in flat for name in record)))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(columns))
+        writer.writeheader()
+        writer.writerows(flat)
