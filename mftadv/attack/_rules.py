@@ -33,7 +33,7 @@ class SteepestAscent(Rule):
     """
 
     def __call__(self, problem: Problem, candidates: Candidates, values, gradient, memory, number):
-        size = 2 * problem.eps * (1 - number.astype(values.dtype) / self.steps) ** 2
+        size = problem.eps * (2 * (1 - number.astype(values.dtype) / self.steps) ** 2)
         eta = problem.project(candidates.eta + size[..., None] * dual_vector(gradient, problem.p))
         return _halved_unless_finite(candidates, values, eta), memory
 
@@ -57,21 +57,20 @@ class Ascent(Rule):
     """
 
     def memory(self, problem: Problem, candidates: Candidates) -> Any:
-        eta, value = candidates.eta, candidates.value
-        return eta, value, value, jnp.zeros(value.shape, jnp.int32), (value, value)
+        value, radius = candidates.value, problem.input_dim ** max(0.0, 1 / 2 - 1 / problem.p)
+        size = jnp.broadcast_to(2 * radius * problem.eps, value.shape)  # radius is that of the unit ball, in the 2-norm
+        # No value rises above inf, and -1 differs from every value at a checkpoint.
+        last, checkpoint = jnp.full_like(value, jnp.inf), (size, jnp.full_like(value, -1))
+        return candidates.eta, last, size, jnp.zeros(value.shape, jnp.int32), checkpoint
 
     def __call__(self, problem: Problem, candidates: Candidates, values, gradient, memory, number):
         (before, last, size, rises, checkpoint), eta, value = memory, candidates.eta, candidates.value
         first, interval = number == 0, jnp.asarray(_intervals(self.steps))[number]
-        radius = problem.input_dim ** max(0.0, 1 / 2 - 1 / problem.p)  # of the unit ball, in the 2-norm
-        size = jnp.where(first, 2 * radius * problem.eps, size)
-        before, last, rises = jnp.where(first, eta, before), jnp.where(first, values, last), jnp.where(first, 0, rises)
+        before = jnp.where(first, eta, before)
         rises = jnp.where(values > last, rises + 1, rises)
         stuck = (checkpoint[0] == size) & (checkpoint[1] == value)
         halve = (interval > 0) & ((4 * rises < 3 * interval) | stuck)
-        # At the first step there is no earlier checkpoint to compare with: -1 differs from every value.
         checkpoint = jnp.where(interval > 0, size, checkpoint[0]), jnp.where(interval > 0, value, checkpoint[1])
-        checkpoint = checkpoint[0], jnp.where(first, -1, checkpoint[1])
         size, rises = jnp.where(halve, size / 2, size), jnp.where(interval > 0, 0, rises)
         ascended = problem.project(eta + size[..., None] * dual_vector(gradient, 2))
         ascended = problem.project(eta + 0.75 * (ascended - eta) + 0.25 * (eta - before))

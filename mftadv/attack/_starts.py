@@ -46,7 +46,9 @@ class LinearStarts(Start):
         largest = jnp.max(jnp.abs(v), axis=-1)
         known = jnp.isfinite(largest) & (largest > 0)
         if problem.box[0] is None:
-            v = jnp.where(known[..., None], v, dual_vector(random[0], problem.p))[..., None, :]
+            # A direction of known norm: to compute one would take a compiler longer.
+            other = jnp.sign(random[0]) / problem.input_dim ** (1 / problem.p)
+            v = jnp.where(known[..., None], v, other)[..., None, :]
             return network, jnp.concatenate([v, -v][: self.count], axis=-2) * problem.eps[..., None]
         image = jnp.squeeze(jnp.matmul(jacobian, v[..., None], precision=matmul_precision()), -1)
         w = dual_vector(image, dual_exponent(problem.q))[..., None, :]
@@ -114,8 +116,9 @@ class OutputStarts(RandomStarts):
         if jacobian.shape[-2] > 1:
             images = jnp.matmul(directions, jnp.swapaxes(jacobian, -1, -2), precision=precision)
             gradients = jnp.matmul(dual_vector(images, dual_exponent(problem.q)), jacobian, precision=precision)
-            finite = jnp.all(jnp.isfinite(jacobian), axis=(-2, -1))[..., None, None]
-            directions = jnp.where(finite, jnp.where(_every_other(directions), gradients, directions), directions)
+            # Where J is not finite, neither is any entry of a gradient.
+            gradients = jnp.where(jnp.isfinite(gradients), gradients, directions)
+            directions = jnp.where(_every_other(directions), gradients, directions)
         return problem.best_response(directions)
 
 
@@ -146,8 +149,9 @@ class Vertices(Start):
         signed = jnp.concatenate([columns, columns + d], axis=-1)  # column + d stands for the vertex of negative sign
 
         def vertices(signed):
-            sign = jnp.where(signed < d, 1, -1)[..., None].astype(output.dtype)
-            return problem.best_response(sign * jax.nn.one_hot(signed % d, d, dtype=output.dtype))
+            size = jnp.where(signed < d, problem.eps, -problem.eps)[..., None]
+            eta = size * jax.nn.one_hot(signed % d, d, dtype=output.dtype)
+            return eta if problem.box[0] is None else jnp.clip(eta, *problem.box)
 
         network, scores = _scores(problem, network, signed, vertices)
         best = jax.lax.top_k(scores, min(self.count, signed.shape[-1]))[1]

@@ -58,16 +58,27 @@ def vector_norm(x: Float[Array, "*rows n"], p: float) -> Float[Array, "*rows"]:
     Source: definition.
     """
     p = check_exponent("p", p)
-    x = x * jax.lax.stop_gradient(jnp.sign(x))  # |x|, of derivative 0 at 0, where that of `abs` is 1
     if p == math.inf:
-        return jnp.max(x, axis=-1)
+        return jnp.max(_size(x), axis=-1)
     if p == 1:
-        return jnp.sum(x, axis=-1)
+        return jnp.sum(_size(x), axis=-1)
     # The norm does not depend on the unit, so neither need its derivative.
-    unit = jax.lax.stop_gradient(unit_of(x))
-    total = jnp.sum((x / unit) ** p, axis=-1)
+    size = jnp.abs(x)
+    unit = jax.lax.stop_gradient(unit_of(size))
+    total = jnp.sum((size / unit) ** p, axis=-1)
     root = jnp.where(total == 0, 1, total) ** (1 / p)  # both branches of a `where` are differentiated
     return unit[..., 0] * jnp.where(total == 0, 0, root)
+
+
+@jax.custom_jvp
+def _size(x: Array) -> Array:
+    """|x|, of derivative 0 at 0, where that of `abs` is 1."""
+    return jnp.abs(x)
+
+
+@_size.defjvp
+def _size_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    return jnp.abs(primals[0]), jnp.sign(primals[0]) * tangents[0]
 
 
 @in_single
