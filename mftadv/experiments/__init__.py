@@ -1,1 +1,23 @@
-"""The paper's claims, each a small composition of the stages above."""
+"""The paper's claims as experiments, and the runner of all of them."""
+
+from mftadv.experiments._experiment import Experiment
+from mftadv.experiments._runner import FAMILY_ERROR, Budget, Result, merge, run, show
+from mftadv.experiments.finite_width import FiniteWidth
+from mftadv.experiments.jacobian_law import JacobianLaw
+from mftadv.experiments.loss_bounds import LossBounds
+
+EXPERIMENTS = {kind.name: kind for kind in (JacobianLaw, LossBounds, FiniteWidth)}
+
+__all__ = [
+    "EXPERIMENTS",
+    "FAMILY_ERROR",
+    "Budget",
+    "Experiment",
+    "FiniteWidth",
+    "JacobianLaw",
+    "LossBounds",
+    "Result",
+    "merge",
+    "run",
+    "show",
+]

@@ -147,7 +147,27 @@ def run(
             return _finish(experiment, plan, counts, budget, opened, observer)
 
 
-def load(folder: Path | str, observer: Observer | None = None) -> tuple[Experiment, Any, list[int]]:
+def show(folder: Path | str) -> Result:
+    """The result of a finished run, from its folder, in which nothing is changed.
+
+    Raises:
+        ValueError: the folder holds no run, or one that is not finished or of another version.
+
+    Source: ours.
+    """
+    import xarray
+
+    experiment, _, networks = _read(folder)
+    status = store.status(folder, check=True)
+    if status.missing or not (status.has_results and status.is_current) or not any(networks):
+        raise ValueError(f"folder: expected a finished run, got {folder} with {status.missing} networks missing")
+    with xarray.open_dataset(Path(folder) / "data.nc", engine="h5netcdf") as stored:
+        data = stored.load()
+    with jax.enable_x64(experiment.x64):
+        return Result(experiment, Path(folder), data, compare.judge(experiment.claims(data), FAMILY_ERROR))
+
+
+def _read(folder: Path | str) -> tuple[Experiment, Any, list[int]]:
     """The experiment of a run folder, with its options; the key of its networks; how many networks each cell has.
 
     Raises:
@@ -189,7 +209,7 @@ def merge(folder: Path | str, shards: Sequence[Path | str], observer: Observer |
     """
     observer = observer or Observer()
     store.merge(folder, shards, observer.say)
-    experiment, key, _ = load(folder)
+    experiment, key, _ = _read(folder)
     return run(experiment, folder, key=key, observer=observer)
 
 
