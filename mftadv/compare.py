@@ -134,7 +134,7 @@ class Judgement:
     verdict: str
 
     def as_dict(self) -> dict[str, Any]:
-        """One record for JSON: the claim's fields, then these; numbers that are not finite become None.
+        """One record for JSON: the claim's fields, then these; None for numbers that are not finite, "inf" in coords.
 
         Returns:
             A dict of strings, numbers and None, but for `coords`, a dict of them.
@@ -142,8 +142,10 @@ class Judgement:
         Source: ours.
         """
         record = dataclasses.asdict(self)
-        record = {"id": self.claim.id, "coords": dict(self.claim.coords), **record.pop("claim"), **record}
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        record = {"id": self.claim.id, **record.pop("claim"), **record}
+        endless = {k for k, v in record.items() if isinstance(v, float) and not math.isfinite(v)}
+        words = {k: str(v) if v in (math.inf, -math.inf) else v for k, v in self.claim.coords.items()}
+        return {**record, **dict.fromkeys(endless), "coords": words}
 
 
 def find(judgements: Iterable[Judgement], id: str, **coords: Any) -> list[Judgement]:

@@ -1,16 +1,25 @@
 """The style of tables and figures, and the table of verdicts; no physics and no experiment is known here."""
 
-import math
-from collections.abc import Sequence
+from __future__ import annotations
 
-from rich.table import Table
+import math
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mftadv.compare import Judgement
+from mftadv.sweep import Observer
 
-__all__ = ["BLUE", "GREY", "ORANGE", "RED", "number", "table", "verdict", "verdict_table"]
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+__all__ = ["BLUE", "GREY", "ORANGE", "RED", "Terminal", "notes", "number", "table", "verdict", "verdict_table"]
 
 GREY, BLUE, RED, ORANGE = "#555555", "#3b6ea8", "#c0392b", "#d98c21"
 _STYLES = {"holds": "green", "fails": "bold red", "fails, as predicted": "yellow", "underpowered": "dim"}
+_QUIET = 10.0  # seconds between two lines of progress where there is no terminal
+_NAMED = 3  # how many claims a note names; the table and the record have all
 _Z = (
     "z: the distance of measured and theory in standard errors, less what theory may be off by (the allowance). "
     "fails*: as predicted. underpowered: cannot see 5%."
@@ -21,6 +30,8 @@ _DISTANCE = " Law: largest distance of the distribution functions of one entry a
 
 def table(title: str, legend: str) -> Table:
     """An empty table with what its columns mean below it."""
+    from rich.table import Table  # here alone, as for `Terminal`: the library does without the extra "cli"
+
     return Table(
         title=title, title_justify="left", caption=legend, caption_justify="left", header_style="bold", box=None,
         pad_edge=False,
@@ -72,3 +83,51 @@ def verdict_table(title: str, judgements: Sequence[Judgement], wide: bool = Fals
             verdict(judged.verdict),
         )
     return rows
+
+
+def notes(judgements: Sequence[Judgement]) -> list[str]:
+    """What is to be said of the claims that fail: a line for each reason, with the first claims it is about."""
+    found: dict[str, dict[str, None]] = {}
+    for judged in judgements:
+        if judged.claim.note and judged.verdict.startswith("fails"):
+            found.setdefault(judged.claim.note, {})[judged.claim.quantity] = None
+    return [
+        f"* {len(quantities)} x {note}: " + "; ".join([*quantities][:_NAMED]) + "; ..." * (len(quantities) > _NAMED)
+        for note, quantities in found.items()
+    ]
+
+
+class Terminal(Observer):
+    """Shows lines, and the share that is done: a bar, or a line now and then where there is no terminal."""
+
+    def __init__(self, console: Console):
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        self._console, self._told = console, time.monotonic()
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+        self._task = self._bar.add_task("", total=1.0)
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    def progress(self, share: float, doing: str) -> None:
+        if self._console.is_terminal:
+            self._bar.start()
+            self._bar.update(self._task, completed=share, description=doing.replace("[", r"\["))
+            if share >= 1:
+                self._bar.stop()
+        elif time.monotonic() - self._told > _QUIET:
+            self._told = time.monotonic()
+            self.say(f"{share:7.1%}   {doing}")
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._bar.stop()

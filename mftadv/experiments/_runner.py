@@ -278,30 +278,17 @@ def _say_plan(observer: Observer, plan: sweep.Plan, counts: Sequence[int]) -> No
     results = sum(count * plan.bytes_stored(i) for i, count in enumerate(counts))
     available, host = sweep.memory(plan.mesh)[0], sweep.host_memory()
     networks = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    observer.say(
-        f"plan      {len(counts)} cell{'s' * (len(counts) > 1)} by {len(plan.groups)} "
-        f"program{'s' * (len(plan.groups) > 1)}, {networks} networks each; a network takes about "
-        f"{in_bytes(each)}, all results {in_bytes(results)}"
-    )
+    observer.say(f"plan      {sweep.describe(plan)}, all results of {networks} networks each {sweep.in_bytes(results)}")
     if each > 2 * available:
         raise ValueError(
-            f"width: expected networks that fit into {in_bytes(available)} of memory, got about {in_bytes(each)} each; "
-            'matrix-free networks with attack "frugal" take the least'
+            f"width: expected networks that fit into {sweep.in_bytes(available)} of memory, "
+            f'got about {sweep.in_bytes(each)} each; matrix-free networks with attack "frugal" take the least'
         )
     if 3 * results > host:  # parts, dataset, and a copy of a variable in float64
         raise ValueError(
-            f"networks: expected results whose analysis fits into {in_bytes(host)} of memory, "
-            f"got {in_bytes(3 * results)}"
+            f"networks: expected results whose analysis fits into {sweep.in_bytes(host)} of memory, "
+            f"got {sweep.in_bytes(3 * results)}"
         )
-
-
-def in_bytes(count: float) -> str:
-    """A size with its unit."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} TiB"
 
 
 def _finish(

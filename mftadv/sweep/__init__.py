@@ -5,6 +5,7 @@ from mftadv.sweep._compute import InMemory, Plan, compute, plan
 from mftadv.sweep._dataset import dataset, moments_of, sample
 from mftadv.sweep._memory import host_memory, memory
 from mftadv.sweep._monte_carlo import Draws, draws, monte_carlo
+from mftadv.sweep._sweep import describe, in_bytes, sweep
 
 __all__ = [
     "Cell",
@@ -14,11 +15,14 @@ __all__ = [
     "Plan",
     "compute",
     "dataset",
+    "describe",
     "draws",
     "host_memory",
+    "in_bytes",
     "memory",
     "moments_of",
     "monte_carlo",
     "plan",
     "sample",
+    "sweep",
 ]

@@ -42,7 +42,7 @@ def dataset(
             dtype = np.dtype(np.float64)
         filler = np.nan if np.issubdtype(dtype, np.floating) else 0
         arrays[name] = np.full((len(layouts), most, *shape), filler, dtype)
-    for part in store.parts:
+    for part in reversed(store.parts):  # where two overlap, the first counts
         content = store.load(part)
         for cell in part.cells:
             start, stop = networks[cell].start, networks[cell].stop
