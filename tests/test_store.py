@@ -95,6 +95,7 @@ def test_a_run_goes_on_where_it_was(tmp_path):
         assert run.missing(2, 7) == [range(7)]
         assert run.missing(0, 4) == [range(0, 3)]
         assert run.missing(0, 9, 4) == [range(5, 9)]
+        assert run.missing(0, 9, 7) == [range(7, 9)]
         assert run.missing(0, 2, 1) == [range(1, 2)]
         assert run.missing(0, 0) == []
     with open_run(path, said) as run:
@@ -201,11 +202,13 @@ def test_parts_that_overlap(run_path):
     with open_run(run_path) as run:
         run.aim([12, 12, 7])
         write(run, range(0, 1), range(7, 12))  # 7 and 8 are there already: the rest is new
+        write(run, range(0, 2), range(10, 11))  # within what cell 0 has already
         assert run.missing(0, 12) == []
     with open_run(run_path) as run:
         assert run.missing(0, 12) == []
-        assert run.missing(1, 12) == [range(9, 12)]
-        assert [part.networks for part in run.parts] == [range(0, 5), range(5, 9), range(7, 12), range(7)]
+        assert run.missing(1, 12) == [range(9, 10), range(11, 12)]
+        networks = [range(0, 5), range(5, 9), range(7, 12), range(10, 11), range(7)]
+        assert [part.networks for part in run.parts] == networks
 
 
 def test_reduced_parts_never_overlap(tmp_path):
