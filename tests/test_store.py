@@ -95,6 +95,7 @@ def test_a_run_goes_on_where_it_was(tmp_path):
         assert run.missing(2, 7) == [range(7)]
         assert run.missing(0, 4) == [range(0, 3)]
         assert run.missing(0, 9, 4) == [range(5, 9)]
+        assert run.missing(0, 9, 7) == [range(7, 9)]
         assert run.missing(0, 2, 1) == [range(1, 2)]
         assert run.missing(0, 0) == []
     with open_run(path, said) as run:
@@ -201,11 +202,13 @@ def test_parts_that_overlap(run_path):
     with open_run(run_path) as run:
         run.aim([12, 12, 7])
         write(run, range(0, 1), range(7, 12))  # 7 and 8 are there already: the rest is new
+        write(run, range(0, 2), range(10, 11))  # within what cell 0 has already
         assert run.missing(0, 12) == []
     with open_run(run_path) as run:
         assert run.missing(0, 12) == []
-        assert run.missing(1, 12) == [range(9, 12)]
-        assert [part.networks for part in run.parts] == [range(0, 5), range(5, 9), range(7, 12), range(7)]
+        assert run.missing(1, 12) == [range(9, 10), range(11, 12)]
+        networks = [range(0, 5), range(5, 9), range(7, 12), range(10, 11), range(7)]
+        assert [part.networks for part in run.parts] == networks
 
 
 def test_reduced_parts_never_overlap(tmp_path):
@@ -269,6 +272,13 @@ def renamed(old, new):
     return lambda part: part.rename(part.with_name(part.name.replace(old, new)))
 
 
+class Trap:
+    """An object that ends the process that loads it."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
 DAMAGES = {
     "empty": in_place(lambda content: b""),
     "truncated": in_place(lambda content: content[:-1]),
@@ -289,7 +299,7 @@ DAMAGES = {
     "cells renamed": renamed("cells-0-2", "cells-1-3"),
     "cells outside the run": renamed("cells-0-2", "cells-2-4"),
     "no cells": renamed("cells-0-2", "cells-2-2"),
-    "numbers with zeros before": renamed("networks-5-9", "networks-05-9"),
+    "zeros before a number": renamed("networks-5-9", "networks-05-9"),
     "numbers beyond all memory": renamed("networks-5-9", "networks-5-" + "9" * 18),
     "another checksum": renamed(".npz", ".npz.npz"),
     "other networks inside": replaced(networks=np.array([9, 13])),
@@ -305,7 +315,7 @@ DAMAGES = {
     "strings": replaced(**{"value.steps": np.full((2, 4), "mftadv")}),
     "complex": replaced(**{"value.steps": np.zeros((2, 4), complex)}),
     "of the other byte order": replaced(**{"value.steps": np.zeros((2, 4), ">i8")}),
-    "pickled objects": replaced(**{"value.steps": np.array([[os.getcwd] * 4] * 2, object)}),
+    "pickled objects": replaced(**{"value.steps": np.array([[Trap()] * 4] * 2, object)}),
 }
 
 
@@ -356,6 +366,19 @@ def test_every_flipped_bit_is_seen(run_path):
         check_whole(run)
 
 
+def test_nothing_is_replaced_when_a_part_is_set_aside(run_path):
+    part = the_part(run_path)
+    part.write_bytes(b"half")
+    for suffix, make in [("", make_file), ("-2", Path.mkdir), ("-3", lambda path: path.symlink_to("nothing"))]:
+        make(part.with_name(f"{part.name}.damaged{suffix}"))
+    before = tree(run_path)
+    with open_run(run_path):
+        pass
+    after = tree(run_path)
+    assert after.pop(f"parts/{part.name}.damaged-4") == before.pop(f"parts/{part.name}") == b"half"
+    assert after == before
+
+
 def test_a_missing_part_is_computed_again(run_path):
     the_part(run_path).unlink()
     with open_run(run_path) as run:
@@ -378,13 +401,12 @@ def test_a_part_that_may_not_be_read(run_path):
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
 def test_a_part_that_cannot_be_read(run_path, monkeypatch, number):
-    part, said, plain = the_part(run_path), [], os.open
+    part, said = the_part(run_path), []
     fail(monkeypatch, "open", number, lambda path, *rest: Path(path) == part)
     with open_run(run_path, said) as run:
         assert run.damaged == [f"parts/{part.name}"]
         assert os.strerror(number) in said[0]
         assert run.missing(0, 9) == [range(5, 9)]
-    assert os.open is not plain
 
 
 def test_a_part_that_changes_while_the_run_is_at_work(run_path):
@@ -876,6 +898,10 @@ def test_status_changes_nothing_and_checks_if_told(run_path):
     json.dumps(dataclasses.asdict(full), allow_nan=False)
     part.write_bytes(content[:100])
     assert store.status(run_path).damaged == [f"parts/{part.name}"]
+    part.unlink()
+    part.mkdir()
+    assert store.status(run_path).damaged == [f"parts/{part.name}"]
+    part.rmdir()
     part.write_bytes(content)
     assert tree(run_path) == before
 

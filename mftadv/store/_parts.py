@@ -18,7 +18,8 @@ from mftadv.store._files import read_regular
 from mftadv.store._record import Record, digest, reason
 
 FOLDER = "parts"
-_NAME = re.compile(r"cells-(\d{1,18})-(\d{1,18})-networks-(\d{1,18})-(\d{1,18})-([0-9a-f]{64})\.npz", re.ASCII)
+_NUMBER = r"(0|[1-9][0-9]{0,17})"
+_NAME = re.compile(rf"cells-{_NUMBER}-{_NUMBER}-networks-{_NUMBER}-{_NUMBER}-[0-9a-f]{{64}}\.npz")
 _OURS = {"run", "cells", "networks"}  # arrays that say which part it is
 # Bytes that a file of numpy.savez may have beyond its numbers, for each array: its headers take about 400.
 _HEADERS = 4096
@@ -113,10 +114,10 @@ class Parts:
             OSError: it cannot be looked at.
         """
         match = _NAME.fullmatch(path.name)
-        first, last, start, stop = map(int, match.groups()[:4]) if match else (0, 0, 0, 0)
-        cells, networks = range(first, last), range(start, stop)
-        if not match or path.name != _name(cells, networks, match[5]):
+        if not match:
             raise ValueError("its name is not one of a part")
+        first, last, start, stop = map(int, match.groups())
+        cells, networks = range(first, last), range(start, stop)
         size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self._expected(cells, networks).values())
         facts = path.lstat()
         if not stat.S_ISREG(facts.st_mode):
