@@ -20,7 +20,8 @@ from mftadv.attack import (
     exact_adversarial_loss,
 )
 from mftadv.data import load_inputs
-from mftadv.sweep import monte_carlo
+from mftadv.sweep import monte_carlo, sweep
+from mftadv.experiments import run
 
 __all__ = [
     "NetworkSpec",
@@ -48,4 +49,6 @@ __all__ = [
     "exact_adversarial_loss",
     "load_inputs",
     "monte_carlo",
+    "sweep",
+    "run",
 ]

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mftadv import sweep
 from mftadv.linear import linear_representation
 from mftadv.network import init
 from mftadv.spec import NetworkSpec
 from mftadv.statistics import Moments, merge
-from mftadv.sweep import _memory, _program
+from mftadv.sweep import _memory, _program, draws, monte_carlo
 from mftadv.sweep._static import Static
 
 SPEC = NetworkSpec(5, 2, 12, 1, 2.0, 0.1)
@@ -34,7 +33,7 @@ def assert_same(a, b):
 
 @pytest.fixture(scope="module")
 def whole():
-    return sweep.monte_carlo(statistic, jax.random.key(0), SPEC, jnp.ones(5), num_networks=37, batch_size=37)
+    return monte_carlo(statistic, jax.random.key(0), SPEC, jnp.ones(5), num_networks=37, batch_size=37)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def test_network_i_has_key_i(whole, loop):
 @pytest.mark.slow
 def test_chunked_is_whole(whole, batch_size):
     seen = []
-    chunked = sweep.monte_carlo(
+    chunked = monte_carlo(
         statistic, jax.random.key(0), SPEC, jnp.ones(5), num_networks=37, batch_size=batch_size,
         progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
@@ -72,7 +71,7 @@ def test_chunked_is_whole(whole, batch_size):
 def test_four_devices_are_one(whole, shape, batch_size):
     mesh = jax.make_mesh(shape, ("a", "b")[: len(shape)])
     assert mesh.size == 4
-    sharded = sweep.monte_carlo(
+    sharded = monte_carlo(
         statistic, jax.random.key(0), SPEC, jnp.ones(5), num_networks=37, batch_size=batch_size, mesh=mesh
     )
     assert_same(sharded, whole)
@@ -80,7 +79,7 @@ def test_four_devices_are_one(whole, shape, batch_size):
 
 @pytest.mark.slow
 def test_draws_give_every_network(loop):
-    plan = functools.partial(sweep.draws, statistic, jax.random.key(0), SPEC, jnp.ones(5))
+    plan = functools.partial(draws, statistic, jax.random.key(0), SPEC, jnp.ones(5))
     firsts, parts = zip(*plan(num_networks=11, batch_size=5), strict=True)
     assert list(firsts) == [0, 4, 8]  # three chunks of even size
     assert [len(part["size"]) for part in parts] == [4, 4, 3]
@@ -104,7 +103,7 @@ def test_nothing_recompiles():
 
     for i in range(3):
         spec = NetworkSpec(5, 2, 12, 3, leaves[i](1.0 + i), 0.1 * i, 1.0, 0.1 * i)
-        sweep.monte_carlo(traced_once, jax.random.key(i), spec, i * jnp.ones(5), float(i), num_networks=9, batch_size=4)
+        monte_carlo(traced_once, jax.random.key(i), spec, i * jnp.ones(5), float(i), num_networks=9, batch_size=4)
 
 
 @pytest.mark.slow
@@ -113,7 +112,7 @@ def test_nonfinite_draws_are_counted_and_kept_out():
         value = jax.random.normal(key)
         return jnp.where(value > 0.5, jnp.inf, value)
 
-    est = sweep.monte_carlo(broken, jax.random.key(0), SPEC, num_networks=50, batch_size=7)
+    est = monte_carlo(broken, jax.random.key(0), SPEC, num_networks=50, batch_size=7)
     values = np.array([jax.random.normal(jax.random.fold_in(jax.random.key(0), i)) for i in range(50)])
     assert est.nonfinite == np.sum(values > 0.5)
     assert est.count == np.sum(values <= 0.5)
@@ -122,15 +121,15 @@ def test_nonfinite_draws_are_counted_and_kept_out():
 
 @pytest.mark.slow
 def test_indicators_and_integers_are_statistics():
-    est = sweep.monte_carlo(lambda key, spec: jax.random.normal(key) > 0, jax.random.key(0), SPEC, num_networks=100)
+    est = monte_carlo(lambda key, spec: jax.random.normal(key) > 0, jax.random.key(0), SPEC, num_networks=100)
     assert 0.3 < est.mean < 0.7
     with pytest.raises(ValueError, match="key: expected one whose draws do not depend on the batch"):
-        sweep.monte_carlo(statistic, jax.random.key(0, impl="rbg"), SPEC, jnp.ones(5))
+        monte_carlo(statistic, jax.random.key(0, impl="rbg"), SPEC, jnp.ones(5))
 
 
 @pytest.mark.slow
 def test_a_run_is_extended(whole):
-    run = functools.partial(sweep.monte_carlo, statistic, jax.random.key(0), SPEC, jnp.ones(5), batch_size=5)
+    run = functools.partial(monte_carlo, statistic, jax.random.key(0), SPEC, jnp.ones(5), batch_size=5)
     progress = []
     parts = run(num_networks=20), run(num_networks=17, first=20, progress=lambda *done: progress.append(done))
     assert progress == [(5, 17), (10, 17), (15, 17), (17, 17)]
@@ -147,23 +146,23 @@ def test_the_last_index_is_that_of_the_last_key():
 
     key, last = jax.random.key(0), 2**32 - 1
     values = [jax.random.normal(jax.random.fold_in(key, np.uint32(i))) for i in range(last - 4, last + 1)]
-    run = sweep.draws(draw, key, SPEC, num_networks=5, first=last - 4, batch_size=3)
+    run = draws(draw, key, SPEC, num_networks=5, first=last - 4, batch_size=3)
     indices, parts = zip(*run, strict=True)
     assert indices == (last - 4, last - 1)
     np.testing.assert_allclose(np.concatenate(parts), values, rtol=1e-6)
-    est = sweep.monte_carlo(draw, key, SPEC, num_networks=5, first=last - 4, batch_size=3)
+    est = monte_carlo(draw, key, SPEC, num_networks=5, first=last - 4, batch_size=3)
     assert est.count == 5  # the padding is not counted, though its indices begin at 0 again
     np.testing.assert_allclose(est.mean, np.mean(values), rtol=1e-5)
-    _, part = next(iter(sweep.draws(draw, key, SPEC, num_networks=2**32, batch_size=3)))
+    _, part = next(iter(draws(draw, key, SPEC, num_networks=2**32, batch_size=3)))
     np.testing.assert_allclose(part, [draw(jax.random.fold_in(key, i), SPEC) for i in range(3)], rtol=1e-6)
     # a chunk on both sides of 2^31
-    _, part = next(iter(sweep.draws(draw, key, SPEC, num_networks=5, first=2**31 - 2, batch_size=3)))
+    _, part = next(iter(draws(draw, key, SPEC, num_networks=5, first=2**31 - 2, batch_size=3)))
     ends = [draw(jax.random.fold_in(key, np.uint32(2**31 - 2 + i)), SPEC) for i in range(3)]
     np.testing.assert_allclose(part, ends, rtol=1e-6)
 
 
 def test_integers_reach_the_moments_as_they_are():
-    run = sweep.draws(lambda key, spec: jnp.int32(2**24 + 1), jax.random.key(0), SPEC, num_networks=2)
+    run = draws(lambda key, spec: jnp.int32(2**24 + 1), jax.random.key(0), SPEC, num_networks=2)
     (_, values), *_ = run
     assert values.dtype == np.int32
     assert np.all(values == 2**24 + 1)
@@ -171,9 +170,7 @@ def test_integers_reach_the_moments_as_they_are():
 
 @pytest.mark.slow
 def test_the_budget_decides_the_batch(monkeypatch):
-    plan = functools.partial(
-        sweep.draws, statistic, jax.random.key(0), SPEC, jnp.ones(5), num_networks=37, reduced=True
-    )
+    plan = functools.partial(draws, statistic, jax.random.key(0), SPEC, jnp.ones(5), num_networks=37, reduced=True)
     assert plan().batch_size == 37
     per_network = plan().bytes_per_network
     assert per_network > 12 * 12 * 4  # at least the weights
@@ -200,14 +197,14 @@ def test_memory_is_estimated_before_the_one_compilation(monkeypatch):
 
     taken = _program.bytes_taken
     monkeypatch.setattr(_program, "bytes_taken", measured)
-    run = sweep.draws(traced_once, jax.random.key(0), SPEC, num_networks=2000)
+    run = draws(traced_once, jax.random.key(0), SPEC, num_networks=2000)
     assert len(compilations) == 1
     in_chunk = 16 * 2**20 / run.bytes_per_network
     assert 0.7 * in_chunk < run.batch_size < 1.2 * in_chunk
     # an estimate far too low is corrected by what was measured
     monkeypatch.setattr(_program, "estimated_bytes", lambda jaxpr: run.bytes_per_network // 10)
     monkeypatch.setattr(_program, "memory", lambda mesh: (20 * run.bytes_per_network, 10 * run.bytes_per_network))
-    assert 8 <= sweep.draws(traced_once, jax.random.key(0), SPEC, num_networks=2000).batch_size <= 11
+    assert 8 <= draws(traced_once, jax.random.key(0), SPEC, num_networks=2000).batch_size <= 11
     assert len(compilations) == 3
 
 
@@ -219,7 +216,7 @@ def test_no_function_is_kept_alive():
         def scaled(key, spec, scale=float(i)):
             return jnp.float32(scale)
 
-        sweep.monte_carlo(scaled, jax.random.key(0), SPEC, num_networks=3)
+        monte_carlo(scaled, jax.random.key(0), SPEC, num_networks=3)
         alive.append(weakref.ref(scaled))
         del scaled
     gc.collect()
@@ -248,9 +245,9 @@ def test_equal_statistics_share_a_program(make):
         return jax.random.normal(key)
 
     for _ in range(3):
-        sweep.monte_carlo(make(2.0, traced_once), jax.random.key(0), SPEC, num_networks=3)
+        monte_carlo(make(2.0, traced_once), jax.random.key(0), SPEC, num_networks=3)
     with pytest.raises(AssertionError, match="traced"):  # another value is another program
-        sweep.monte_carlo(make(3.0, traced_once), jax.random.key(0), SPEC, num_networks=3)
+        monte_carlo(make(3.0, traced_once), jax.random.key(0), SPEC, num_networks=3)
 
 
 class Holder:
@@ -311,7 +308,7 @@ def partial_argument():
 @pytest.mark.slow
 def test_a_change_outside_the_arguments_is_seen(make):
     function, change = make()
-    run = functools.partial(sweep.monte_carlo, function, jax.random.key(0), SPEC, num_networks=2)
+    run = functools.partial(monte_carlo, function, jax.random.key(0), SPEC, num_networks=2)
     assert run().mean == 1.0
     assert Static(function) == Static(function)
     change()
@@ -347,7 +344,7 @@ def test_statistics_are_compared_exactly():
 @pytest.mark.slow
 def test_second_moment_is_the_theory_and_five_percent_more_is_not():
     size = lambda key, spec, x: statistic(key, spec, x)["size"]  # noqa: E731
-    est = sweep.monte_carlo(size, jax.random.key(1), SPEC, jnp.ones(5), num_networks=60000)
+    est = monte_carlo(size, jax.random.key(1), SPEC, jnp.ones(5), num_networks=60000)
     theory = 2 * 5 * (1 / 5)  # K d omega^L / d with omega = 1, exact at every width
     assert abs(est.mean - theory) < 4 * est.standard_error
     assert abs(est.mean - 1.05 * theory) > 4 * est.standard_error
@@ -389,4 +386,4 @@ class HoldsArray:
 def test_bad_arguments(arguments, message):
     valid = {"statistic": lambda key, spec: jax.random.normal(key), "key": jax.random.key(0), "spec": SPEC}
     with pytest.raises(ValueError, match=message):
-        sweep.monte_carlo(**{**valid, **arguments})
+        monte_carlo(**{**valid, **arguments})

@@ -15,12 +15,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mftadv import compare, store, sweep
+from mftadv import compare, store
 from mftadv.compare import Judgement
 from mftadv.experiments._experiment import Experiment
 from mftadv.matrices import matmul_precision
 from mftadv.spec import check_positive
-from mftadv.sweep import Cell, Observer
+from mftadv.sweep import (
+    Cell,
+    InMemory,
+    Observer,
+    Plan,
+    compute,
+    dataset,
+    describe,
+    host_memory,
+    in_bytes,
+    memory,
+    plan_cells,
+)
 
 if TYPE_CHECKING:
     import xarray
@@ -128,7 +140,7 @@ def run(
         key = fastest_key(experiment.seed) if key is None else key
         for line in experiment.describe(cells):
             observer.say(line)
-        plan = sweep.plan(cells, key, mesh=mesh)
+        plan = plan_cells(cells, key, mesh=mesh)
         identity = identity_of(experiment, cells, key)
         if budget.dry_run:
             counts = _counts(experiment, cells, budget)
@@ -137,7 +149,7 @@ def run(
         if folder is None:
             counts = _counts(experiment, cells, budget)
             _say_plan(observer, plan, counts)
-            return _finish(experiment, plan, counts, budget, sweep.InMemory(), observer)
+            return _finish(experiment, plan, counts, budget, InMemory(), observer)
         layouts = [plan.layout(i) for i in range(len(cells))]
         session = store.provenance(mesh=mesh, batch_size=budget.batch_size)
         with _opened(folder, identity, layouts, session, observer) as opened:
@@ -268,7 +280,7 @@ def _counts(experiment: Experiment, cells: Sequence[Cell], budget: Budget, befor
     return list(before) if any(before) else list(experiment.networks(cells))
 
 
-def _say_plan(observer: Observer, plan: sweep.Plan, counts: Sequence[int]) -> None:
+def _say_plan(observer: Observer, plan: Plan, counts: Sequence[int]) -> None:
     """How many networks, by how many programs, in how much memory.
 
     Raises:
@@ -276,33 +288,33 @@ def _say_plan(observer: Observer, plan: sweep.Plan, counts: Sequence[int]) -> No
     """
     each = max(traced.bytes_each for traced in plan.groups)
     results = sum(count * plan.bytes_stored(i) for i, count in enumerate(counts))
-    available, host = sweep.memory(plan.mesh)[0], sweep.host_memory()
+    available, host = memory(plan.mesh)[0], host_memory()
     networks = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    observer.say(f"plan      {sweep.describe(plan)}, all results of {networks} networks each {sweep.in_bytes(results)}")
+    observer.say(f"plan      {describe(plan)}, all results of {networks} networks each {in_bytes(results)}")
     if each > 2 * available:
         raise ValueError(
-            f"width: expected networks that fit into {sweep.in_bytes(available)} of memory, "
-            f'got about {sweep.in_bytes(each)} each; matrix-free networks with attack "frugal" take the least'
+            f"width: expected networks that fit into {in_bytes(available)} of memory, "
+            f'got about {in_bytes(each)} each; matrix-free networks with attack "frugal" take the least'
         )
     if 3 * results > host:  # parts, dataset, and a copy of a variable in float64
         raise ValueError(
-            f"networks: expected results whose analysis fits into {sweep.in_bytes(host)} of memory, "
-            f"got {sweep.in_bytes(3 * results)}"
+            f"networks: expected results whose analysis fits into {in_bytes(host)} of memory, "
+            f"got {in_bytes(3 * results)}"
         )
 
 
 def _finish(
-    experiment: Experiment, plan: sweep.Plan, counts: list[int], budget: Budget, into: Any, observer: Observer
+    experiment: Experiment, plan: Plan, counts: list[int], budget: Budget, into: Any, observer: Observer
 ) -> Result:
     """Draw what is missing, and judge, where it is not a shard alone."""
     (share, shares), whole = budget.shard, [range(count) for count in counts]
     own = [range(share * count // shares, (share + 1) * count // shares) for count in counts]
-    sweep.compute(plan, own, into, observer, batch_size=budget.batch_size)
+    compute(plan, own, into, observer, batch_size=budget.batch_size)
     folder = getattr(into, "path", None)
     if any(into.missing(i, count) for i, count in enumerate(counts)):
         observer.say(f"share {share} of {shares} is drawn; `mftadv merge` joins all of them")
         return Result(experiment, folder, None, ())
-    data = sweep.dataset(plan, whole, into, experiment.axes)
+    data = dataset(plan, whole, into, experiment.axes)
     data = data.assign(_predictions(experiment, plan.cells))
     judged = compare.judge(experiment.claims(data), FAMILY_ERROR)
     if folder is not None and not into.is_published:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Key
 from scipy import special, stats
 
-from mftadv import statistics, sweep, theory
+from mftadv import statistics, theory
 from mftadv.attack import capacity_for
 from mftadv.compare import Claim, Judgement, find
 from mftadv.experiments._experiment import Experiment
@@ -20,7 +20,7 @@ from mftadv.network import init
 from mftadv.norms import exact_operator_norm, vector_norm
 from mftadv.report import BLUE, GREY, ORANGE, RED
 from mftadv.spec import NetworkSpec
-from mftadv.sweep import Cell
+from mftadv.sweep import Cell, sample_of
 
 _ROWS, _COLUMNS = 10, 1000  # K and d of the networks with K > 1
 _EXPONENTS = (1.0, 2.0, math.inf)
@@ -104,7 +104,7 @@ class FiniteWidth(Experiment):
         return {"excess_kurtosis": 3 * excess(cell.spec), "shortfall": 1 - mean_scale(cell.spec)}
 
     def claims(self, data: Any) -> Sequence[Claim]:
-        return [claim for i, cell in enumerate(self.cells()) for claim in self._claims(cell, sweep.sample(data, i))]
+        return [claim for i, cell in enumerate(self.cells()) for claim in self._claims(cell, sample_of(data, i))]
 
     def _claims(self, cell: Cell, sample: Mapping[str, np.ndarray]) -> list[Claim]:
         n, K, predicted = cell.spec.input_dim - 1, cell.spec.output_dim, self.predict(cell)

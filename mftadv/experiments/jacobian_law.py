@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from mftadv import norms, report, statistics, sweep, theory
+from mftadv import norms, report, statistics, theory
 from mftadv.attack import capacity_for
 from mftadv.compare import FAMILY_ERROR, Claim, Judgement
 from mftadv.experiments import _law_figures
@@ -25,7 +25,7 @@ from mftadv.experiments._networks import (
 )
 from mftadv.linear import linear_representation
 from mftadv.spec import NetworkSpec
-from mftadv.sweep import Cell
+from mftadv.sweep import Cell, sample_of
 
 _PAPER = {"data": "gaussian", "width": 5000, "depth": 10, "bias_variance": 0.0}
 _AFFORDABLE = 4 * 10**9  # the cost, in random numbers drawn, of a run that names no number of networks
@@ -148,7 +148,7 @@ class JacobianLaw(OfNetworks):
 
     def claims(self, data: Any) -> Sequence[Claim]:
         (cell,) = self.cells()
-        predicted, sample = self.predict(cell), sweep.sample(data, 0)
+        predicted, sample = self.predict(cell), sample_of(data, 0)
         return [
             claim
             for i, x in enumerate(self.points.values)
@@ -159,7 +159,7 @@ class JacobianLaw(OfNetworks):
 
     def figures(self, data: Any, judged: Sequence[Judgement]) -> Mapping[str, Any]:
         names = [f"input {i}, $|x|^2/d$ = {np.mean(x**2):.3g}" for i, x in enumerate(self.points.values)]
-        return {"jacobian_law": _law_figures.figure(self.law, names, sweep.sample(data, 0), judged)}
+        return {"jacobian_law": _law_figures.figure(self.law, names, sample_of(data, 0), judged)}
 
     def tables(self, data: Any, judged: Sequence[Judgement], wide: bool = False) -> Sequence[Any]:
         return [

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from mftadv import report, statistics, sweep, theory
+from mftadv import report, statistics, theory
 from mftadv.attack import Attack, adversarial_loss, capacity_for, named_attack
 from mftadv.compare import Claim, Judgement, find
 from mftadv.data import load_inputs
@@ -27,7 +27,7 @@ from mftadv.experiments._networks import (
 )
 from mftadv.norms import operator_norm
 from mftadv.spec import NetworkSpec, check_exponent, check_positive, representable
-from mftadv.sweep import Cell
+from mftadv.sweep import Cell, sample_of
 
 _AFFORDABLE = 10**10  # the cost, in random numbers drawn, of a run that names no number of networks
 _MOST, _LEAST = 64, 16  # networks of each cell of such a run
@@ -164,12 +164,12 @@ class LossBounds(OfNetworks):
         return [
             claim
             for i, cell in enumerate(self.cells())
-            for claim in claims_of(cell.spec, self.predict(cell), sweep.sample(data, i), self.dtype, cell.coords)
+            for claim in claims_of(cell.spec, self.predict(cell), sample_of(data, i), self.dtype, cell.coords)
         ]
 
     def rows(self, data: Any, judged: Sequence[Judgement]) -> list[dict[str, Any]]:
         """What was measured beside what is predicted, a record for each cell."""
-        return [self._row(cell, sweep.sample(data, i), judged) for i, cell in enumerate(self.cells())]
+        return [self._row(cell, sample_of(data, i), judged) for i, cell in enumerate(self.cells())]
 
     def _row(self, cell: Cell, sample: Mapping[str, np.ndarray], judged: Sequence[Judgement]) -> dict[str, Any]:
         estimate = statistics.mean_estimate(np.asarray(sample["loss"], np.float64))
@@ -195,7 +195,7 @@ class LossBounds(OfNetworks):
 
     def figures(self, data: Any, judged: Sequence[Judgement]) -> Mapping[str, Any]:
         rows, spec = self.rows(data, judged), self.law
-        title = f"{spec.block}, N={spec.width}, L={spec.depth}, {len(sweep.sample(data, 0)['loss'])} networks, "
+        title = f"{spec.block}, N={spec.width}, L={spec.depth}, {len(sample_of(data, 0)['loss'])} networks, "
         title += f"attack on {self.inputs} input{'s' * (self.inputs > 1)}"
         return {
             "loss": _loss_figures.sizes(f"{title}, d={spec.input_dim}, K={spec.output_dim}", rows),

@@ -1,8 +1,8 @@
 """Many draws of a network: the only place with a vmap over draws, chunks and device meshes."""
 
 from mftadv.sweep._cells import Cell, Observer
-from mftadv.sweep._compute import InMemory, Plan, compute, plan
-from mftadv.sweep._dataset import dataset, moments_of, sample
+from mftadv.sweep._compute import InMemory, Plan, compute, plan_cells
+from mftadv.sweep._dataset import dataset, moments_of, sample_of
 from mftadv.sweep._memory import host_memory, memory
 from mftadv.sweep._monte_carlo import Draws, draws, monte_carlo
 from mftadv.sweep._sweep import describe, in_bytes, sweep
@@ -22,7 +22,7 @@ __all__ = [
     "memory",
     "moments_of",
     "monte_carlo",
-    "plan",
-    "sample",
+    "plan_cells",
+    "sample_of",
     "sweep",
 ]

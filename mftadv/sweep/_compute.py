@@ -127,7 +127,7 @@ class Plan:
         return jax.tree.unflatten(structure, stacked)
 
 
-def plan(cells: Sequence[Cell], key: jax.Array, *, reduced: bool = False, mesh: Mesh | None = None) -> Plan:
+def plan_cells(cells: Sequence[Cell], key: jax.Array, *, reduced: bool = False, mesh: Mesh | None = None) -> Plan:
     """Trace the statistic of every kind of cell; nothing is compiled.
 
     Args:
@@ -176,7 +176,7 @@ def compute(
     the last two seconds of work.
 
     Args:
-        plan: see `plan`.
+        plan: see `plan_cells`.
         networks: for each cell its networks.
         store: where results go.
         observer: is told how it goes.

@@ -71,7 +71,7 @@ def _coordinates(plan: Plan) -> dict[str, Any]:
     return coords
 
 
-def sample(data: xarray.Dataset, cell: int) -> dict[str, np.ndarray]:
+def sample_of(data: xarray.Dataset, cell: int) -> dict[str, np.ndarray]:
     """The values of one cell by name, [n, ...] each, of its n networks."""
     own = data.isel(cell=cell)
     count = int(own["networks"])

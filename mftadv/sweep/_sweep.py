@@ -21,7 +21,7 @@ from mftadv.matrices import matmul_precision
 from mftadv.spec import NetworkSpec, check_positive
 from mftadv.statistics import Moments
 from mftadv.sweep._cells import Cell, Observer
-from mftadv.sweep._compute import InMemory, Plan, compute, plan
+from mftadv.sweep._compute import InMemory, Plan, compute, plan_cells
 from mftadv.sweep._dataset import moments_of
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def sweep(
     if not 0 <= share < shares or (shares > 1 and (folder is None or target is not None)):
         raise ValueError(f"shard: expected (i, n) with 0 <= i < n, a folder and no target, got {shard!r}")
     cells = list(_cells(statistic, spec, grid, operands, tuple(static)))
-    planned = plan(cells, key, reduced=True, mesh=mesh)
+    planned = plan_cells(cells, key, reduced=True, mesh=mesh)
     observer.say(f"plan      {describe(planned)}")
     identity = {
         "name": "sweep",
