@@ -1,11 +1,9 @@
 """The style of tables and figures, and the table of verdicts; no physics and no experiment is known here."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mftadv.compare import Judgement
 from mftadv.sweep import Observer
@@ -13,6 +11,8 @@ from mftadv.sweep import Observer
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+else:  # imported where they are used: the library does without the extra "cli"
+    Console = Table = Any
 
 __all__ = ["BLUE", "GREY", "ORANGE", "RED", "Terminal", "notes", "number", "table", "verdict", "verdict_table"]
 
@@ -30,7 +30,7 @@ _DISTANCE = " Law: largest distance of the distribution functions of one entry a
 
 def table(title: str, legend: str) -> Table:
     """An empty table with what its columns mean below it."""
-    from rich.table import Table  # here alone, as for `Terminal`: the library does without the extra "cli"
+    from rich.table import Table
 
     return Table(
         title=title, title_justify="left", caption=legend, caption_justify="left", header_style="bold", box=None,

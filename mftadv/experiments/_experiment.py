@@ -1,18 +1,12 @@
 """The interface of an experiment: a grid of cells, what theory says of each, the claims that hold one to the other."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from mftadv.compare import Claim, Judgement
-from mftadv.sweep import Cell
-
-if TYPE_CHECKING:
-    import xarray
-    from matplotlib.figure import Figure
+from mftadv.sweep import Cell, Dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +50,7 @@ class Experiment(abc.ABC):
         """How many networks each cell is to have where nothing else is asked for."""
 
     @abc.abstractmethod
-    def claims(self, data: xarray.Dataset) -> Sequence[Claim]:
+    def claims(self, data: Dataset) -> Sequence[Claim]:
         """What theory says beside what was measured."""
 
     def describe(self, cells: Sequence[Cell]) -> Sequence[str]:
@@ -71,11 +65,11 @@ class Experiment(abc.ABC):
         """What theory alone says of a cell, by name."""
         return {}
 
-    def figures(self, data: xarray.Dataset, judged: Sequence[Judgement]) -> Mapping[str, Figure]:
-        """The pictures, by name."""
+    def figures(self, data: Dataset, judged: Sequence[Judgement]) -> Mapping[str, Any]:
+        """The pictures by name, matplotlib figures."""
         return {}
 
-    def tables(self, data: xarray.Dataset, judged: Sequence[Judgement], wide: bool = False) -> Sequence[Any]:
+    def tables(self, data: Dataset, judged: Sequence[Judgement], wide: bool = False) -> Sequence[Any]:
         """The tables, as `rich` prints them; those that are not wide fit 80 columns."""
         from mftadv import report
 

@@ -1,14 +1,12 @@
 """The runner of every experiment: plan, draw, store, judge, publish."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +20,7 @@ from mftadv.matrices import matmul_precision
 from mftadv.spec import check_positive
 from mftadv.sweep import (
     Cell,
+    Dataset,
     InMemory,
     Observer,
     Plan,
@@ -33,9 +32,6 @@ from mftadv.sweep import (
     memory,
     plan_cells,
 )
-
-if TYPE_CHECKING:
-    import xarray
 
 FAMILY_ERROR = 1e-3
 
@@ -84,7 +80,7 @@ class Result(NamedTuple):
 
     experiment: Experiment
     folder: Path | None
-    data: xarray.Dataset | None
+    data: Dataset | None
     judged: tuple[Judgement, ...]
 
     @property
@@ -329,7 +325,7 @@ def _predictions(experiment: Experiment, cells: Sequence[Cell]) -> dict[str, Any
     return {f"theory_{name}": ("cell", [float(each.get(name, math.nan)) for each in found]) for name in every}
 
 
-def _outputs(experiment: Experiment, data: xarray.Dataset, judged: Sequence[Judgement]) -> Iterator[tuple[str, Any]]:
+def _outputs(experiment: Experiment, data: Dataset, judged: Sequence[Judgement]) -> Iterator[tuple[str, Any]]:
     """The files of the results: for each name a function that writes it at a path."""
     options = {field.name: store.jsonable(getattr(experiment, field.name)) for field in dataclasses.fields(experiment)}
     facts = {"experiment": experiment.name, "version": experiment.version, "source": experiment.source}

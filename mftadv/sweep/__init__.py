@@ -1,6 +1,6 @@
 """Many draws of a network: the only place with a vmap over draws, chunks and device meshes."""
 
-from mftadv.sweep._cells import Cell, Observer
+from mftadv.sweep._cells import Cell, Dataset, Observer
 from mftadv.sweep._compute import InMemory, Plan, compute, plan_cells
 from mftadv.sweep._dataset import dataset, moments_of, sample_of
 from mftadv.sweep._memory import host_memory, memory
@@ -9,6 +9,7 @@ from mftadv.sweep._sweep import describe, in_bytes, sweep
 
 __all__ = [
     "Cell",
+    "Dataset",
     "Draws",
     "InMemory",
     "Observer",

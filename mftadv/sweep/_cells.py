@@ -5,12 +5,17 @@ import functools
 import hashlib
 import types
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from mftadv.spec import NetworkSpec
+
+if TYPE_CHECKING:
+    from xarray import Dataset
+else:  # imported where one is made: it takes half a second
+    Dataset = Any
 
 Coordinate = float | int | str
 

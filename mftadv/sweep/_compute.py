@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mftadv.statistics import Moments, merge, to_host
+from mftadv.store import RunFolder
 from mftadv.sweep._cells import Cell, Observer
 from mftadv.sweep._monte_carlo import check_range
 from mftadv.sweep._program import Program, Traced, compile_program, trace
@@ -33,18 +34,8 @@ class Part(NamedTuple):
     networks: range
 
 
-class Store(Protocol):
-    """Where results go: a run folder, or memory."""
-
-    parts: Sequence[Any]
-
-    def missing(self, cell: int, stop: int, start: int = 0) -> Sequence[range]: ...
-    def write_part(self, cells: range, networks: range, arrays: Arrays) -> None: ...
-    def load(self, part: Any) -> Arrays: ...
-
-
 class InMemory:
-    """A `Store` that lasts as long as its process."""
+    """Where results go that last as long as their process; the methods are those of `mftadv.store.RunFolder`."""
 
     def __init__(self):
         self.parts, self._arrays = [], {}
@@ -58,6 +49,9 @@ class InMemory:
 
     def load(self, part: Part) -> Arrays:
         return self._arrays[part]
+
+
+Store = InMemory | RunFolder
 
 
 def without(whole: range, taken: Any) -> list[range]:

@@ -1,22 +1,18 @@
 """What was drawn, as one labelled dataset."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mftadv.statistics import Moments, merge
+from mftadv.sweep._cells import Dataset
 from mftadv.sweep._compute import Plan, Store, as_moments, moment_names
-
-if TYPE_CHECKING:
-    import xarray
 
 
 def dataset(
     plan: Plan, networks: Sequence[range], store: Store, axes: Mapping[str, tuple[str, ...]] | None = None
-) -> xarray.Dataset:
+) -> Dataset:
     """Every value that was drawn, with the dimensions "cell", "network" and the named axes of each variable.
 
     Cells with fewer networks or shorter axes are padded with nan at the end; the coordinate `networks` says how many
@@ -71,7 +67,7 @@ def _coordinates(plan: Plan) -> dict[str, Any]:
     return coords
 
 
-def sample_of(data: xarray.Dataset, cell: int) -> dict[str, np.ndarray]:
+def sample_of(data: Dataset, cell: int) -> dict[str, np.ndarray]:
     """The values of one cell by name, [n, ...] each, of its n networks."""
     own = data.isel(cell=cell)
     count = int(own["networks"])

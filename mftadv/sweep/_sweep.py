@@ -1,14 +1,12 @@
 """A statistic over a grid of named axes, as one labelled dataset."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +18,9 @@ from mftadv import store
 from mftadv.matrices import matmul_precision
 from mftadv.spec import NetworkSpec, check_positive
 from mftadv.statistics import Moments
-from mftadv.sweep._cells import Cell, Observer
+from mftadv.sweep._cells import Cell, Dataset, Observer
 from mftadv.sweep._compute import InMemory, Plan, compute, plan_cells
 from mftadv.sweep._dataset import moments_of
-
-if TYPE_CHECKING:
-    import xarray
 
 _FIELDS = {field.name for field in dataclasses.fields(NetworkSpec)}
 
@@ -59,7 +54,7 @@ def sweep(
     max_networks: int = 2**20,
     batch_size: int | None = None,
     observer: Observer | None = None,
-) -> xarray.Dataset:
+) -> Dataset:
     """The moments of a statistic over independent random networks, at every point of a grid of named axes.
 
     Network i of every point has the key fold_in(key, i): differences between points have less noise than the points.
