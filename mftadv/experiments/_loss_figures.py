@@ -27,7 +27,7 @@ def sizes(title: str, rows: Rows):
 
     rows = [row for row in rows if row["part"] == "inputs"]
     ps, qs = (list(dict.fromkeys(row[name] for row in rows)) for name in ("p", "q"))
-    figure = Figure(figsize=(3.2 * len(qs) + 0.6, 2.6 * len(ps) + 1.0), layout="constrained")
+    figure = Figure(figsize=(max(3.2 * len(qs) + 0.6, 8.0), 2.6 * len(ps) + 1.0), layout="constrained")
     figure.suptitle(title, fontsize=11)
     grid = figure.subplots(len(ps), len(qs), squeeze=False, sharex=True)
     for axes, (p, q) in zip(grid.flat, itertools.product(ps, qs), strict=True):
@@ -74,7 +74,7 @@ def dimensions(title: str, rows: Rows):
         other, ticks = "K" if name == "d" else "d", sorted({row[name] for row in chosen})
         axes.set(xscale="log", yscale="log", xlabel=name, title=f"{other} = {chosen[0][other]}")
         axes.set_xticks(ticks, ticks, minor=False)
-        axes.minorticks_off()
+        axes.xaxis.minorticks_off()
         axes.legend(frameon=False, fontsize=8)
         axes.set_ylabel(r"$L_{adv}$ (dots: attack, $\pm$ 2 s.e.; dashes: at this width)", fontsize=9)
     return figure

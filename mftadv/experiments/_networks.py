@@ -6,7 +6,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -42,7 +42,7 @@ class AtInputs(abc.ABC):
 
 def capacity_of(cell: Cell) -> tuple[int, int]:
     """The capacity of a matrix-free network of a cell whose statistic is one at inputs."""
-    return cell.statistic.capacity(cell.spec, len(cell.operands[0]))
+    return cast(AtInputs, cell.statistic).capacity(cell.spec, len(cell.operands[0]))
 
 
 def least_cost(cell: Cell) -> float:

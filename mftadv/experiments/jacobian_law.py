@@ -299,7 +299,7 @@ def _residual_claims(
     if not published:
         yield _no_shift(shift)
         return
-    yield _centred("shift_mean", "mean of a", shift, law.shift)
+    yield _centred("shift_mean", "mean of a", shift, float(law.shift))
     yield from both("shift_variance", "var a", published, law.shift, statistics.mean_estimate(shift**2))
     cross = float(np.divide(law.cross, math.sqrt(law.along_input) * math.sqrt(law.shift)))
     estimate = statistics.correlation_estimate(along, shift)

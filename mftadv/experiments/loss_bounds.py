@@ -149,7 +149,7 @@ class LossBounds(OfNetworks):
         return [int(min(_MOST, max(_LEAST, _AFFORDABLE // sum(map(least_cost, cells)))))] * len(cells)
 
     def describe(self, cells: Sequence[Cell]) -> Sequence[str]:
-        attacks = {cell.coords["p"]: cell.statistic.attack for cell in cells}
+        attacks = {p: named_attack(self.attack, p) for p in self.p}
         pieces = {p: "; ".join(", ".join(map(repr, part)) for part in (a.starts, a.rules)) for p, a in attacks.items()}
         return (
             *super().describe(cells),
