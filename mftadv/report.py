@@ -14,7 +14,19 @@ if TYPE_CHECKING:
 else:  # imported where they are used: the library does without the extra "cli"
     Console = Table = Any
 
-__all__ = ["BLUE", "GREY", "ORANGE", "RED", "Terminal", "notes", "number", "table", "verdict", "verdict_table"]
+__all__ = [
+    "BLUE",
+    "GREY",
+    "ORANGE",
+    "RED",
+    "Terminal",
+    "grid_table",
+    "notes",
+    "number",
+    "table",
+    "verdict",
+    "verdict_table",
+]
 
 GREY, BLUE, RED, ORANGE = "#555555", "#3b6ea8", "#c0392b", "#d98c21"
 _STYLES = {"holds": "green", "fails": "bold red", "fails, as predicted": "yellow", "underpowered": "dim"}
@@ -83,6 +95,33 @@ def verdict_table(title: str, judgements: Sequence[Judgement], wide: bool = Fals
             verdict(judged.verdict),
         )
     return rows
+
+
+def grid_table(data: Any, rows: int = 40) -> Table:
+    """The first points of a sweep's dataset: each mean and its standard error beside what theory says.
+
+    Args:
+        data: see `mftadv.sweep`; what has more axes than the grid, or is a bound of infinite width, is left out.
+        rows: how many points, at most.
+    """
+    grid = [str(name) for name in data.coords]
+    names = [str(name) for name, each in data.data_vars.items() if list(each.dims) == grid]
+    means = [name for name in names if f"{name}_standard_error" in names]
+    shown = [each for name in means for each in (name, f"theory_{name}", f"theory_{name}_at_width") if each in names]
+    points = data[names].stack(point=grid)
+    total = points.sizes["point"]
+    title = f"{min(rows, total)} of {total} points" if total > rows else ""
+    drawn = table(title, "means +- standard errors over networks; theory_: closed forms. data.nc has all.")
+    for name in (*grid, *shown):
+        drawn.add_column(name, justify="right")
+    for i in range(min(rows, total)):
+        at = points.isel(point=i)
+        cells = [str(at[name].item()) for name in grid]
+        for name in shown:
+            error = f" +- {number(at[f'{name}_standard_error'].item(), '.1g')}" if name[:7] != "theory_" else ""
+            cells.append(number(at[name].item()) + error)
+        drawn.add_row(*cells)
+    return drawn
 
 
 def notes(judgements: Sequence[Judgement]) -> list[str]:

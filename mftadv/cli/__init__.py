@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mftadv import experiments, report, store
-from mftadv.experiments import EXPERIMENTS, Budget, Experiment, Result
+from mftadv.experiments import EXPERIMENTS, Budget, Experiment, Result, SweepFile
 from mftadv.report import Terminal
 
 _REGISTRY = tyro.constructors.ConstructorRegistry()
@@ -138,8 +138,25 @@ def _show(folder: tyro.conf.Positional[Path], wide: bool = False) -> Callable[[C
     return lambda console: _print(experiments.show(folder), wide, console)
 
 
-_COMMANDS = {**{name: _command(kind) for name, kind in EXPERIMENTS.items()}}
-_COMMANDS |= {"status": _status, "merge": _merge, "show": _show}
+def _sweep(file: tyro.conf.Positional[Path], out: Path | None = None) -> Callable[[Console], int]:
+    """Draw a built-in statistic over a grid that a TOML file describes, with theory beside it.
+
+    Args:
+        file: see `mftadv.experiments.SweepFile`.
+        out: folder for the results (default: results/FILE).
+    """
+
+    def call(console: Console) -> int:
+        folder = out or Path("results") / file.stem
+        data = SweepFile.read(file).run(folder, Terminal(console))
+        console.print(report.grid_table(data), f"results   {escape(str(folder))}", sep="\n")
+        return 0
+
+    return call
+
+
+_COMMANDS = {name: _command(kind) for name, kind in EXPERIMENTS.items()}
+_COMMANDS |= {"sweep": _sweep, "status": _status, "merge": _merge, "show": _show}
 
 
 def _parse(arguments: Sequence[str]) -> Callable[[Console], int]:

@@ -5,6 +5,7 @@ from mftadv.experiments._runner import FAMILY_ERROR, Budget, Result, merge, run,
 from mftadv.experiments.finite_width import FiniteWidth
 from mftadv.experiments.jacobian_law import JacobianLaw
 from mftadv.experiments.loss_bounds import LossBounds
+from mftadv.experiments.sweep_file import SweepFile
 
 EXPERIMENTS = {kind.name: kind for kind in (JacobianLaw, LossBounds, FiniteWidth)}
 
@@ -17,6 +18,7 @@ __all__ = [
     "JacobianLaw",
     "LossBounds",
     "Result",
+    "SweepFile",
     "merge",
     "run",
     "show",

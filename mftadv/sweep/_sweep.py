@@ -53,6 +53,7 @@ def sweep(
     target: float | None = None,
     max_networks: int = 2**20,
     batch_size: int | None = None,
+    theory: Callable[..., Mapping[str, float]] | None = None,
     observer: Observer | None = None,
 ) -> Dataset:
     """The moments of a statistic over independent random networks, at every point of a grid of named axes.
@@ -88,6 +89,7 @@ def sweep(
         target: the relative standard error to reach, or None.
         max_networks: of a point, where the target is not reached before.
         batch_size: networks of a point drawn at once; None to decide by memory.
+        theory: theory(spec, **axes) -> numbers by name, what theory says at a point; stored beside, as theory_NAME.
         observer: is told the plan and how it goes.
 
     Returns:
@@ -138,7 +140,7 @@ def sweep(
                 break
             if folder is not None:
                 into.aim([max(pair) for pair in zip(counts, into.networks, strict=True)])
-        data = _dataset(grid, found)
+        data = _dataset(grid, found, [] if theory is None else [_predicted(theory, cell) for cell in cells])
         if folder is not None and shares == 1 and not into.is_published:
             into.publish({"data.nc": lambda path: data.to_netcdf(path, engine="h5netcdf")})
     return data
@@ -195,7 +197,18 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _dataset(grid: Mapping[str, Sequence[Any]], found: Sequence[Mapping[str, Moments]]) -> Any:
+def _predicted(theory: Callable[..., Mapping[str, float]], cell: Cell) -> Mapping[str, float]:
+    axes = dict(
+        zip(cell.statistic.traced, cell.operands[len(cell.operands) - len(cell.statistic.traced) :], strict=True)
+    )
+    return theory(cell.spec, **axes, **dict(cell.statistic.static))
+
+
+def _dataset(
+    grid: Mapping[str, Sequence[Any]],
+    found: Sequence[Mapping[str, Moments]],
+    predicted: Sequence[Mapping[str, float]],
+) -> Dataset:
     """The moments of the cells, which are in the order of the grid, with a dimension for each axis."""
     import xarray
 
@@ -213,6 +226,8 @@ def _dataset(grid: Mapping[str, Sequence[Any]], found: Sequence[Mapping[str, Mom
                     own = np.asarray(getattr(each[name], field))
                     values[(cell, *map(slice, own.shape))] = own
             variables[f"{name}{suffix}"] = (dims, values.reshape(*shape, *inner))
+    for name in dict.fromkeys(name for each in predicted for name in each):
+        variables[f"theory_{name}"] = (tuple(grid), np.reshape([each.get(name, np.nan) for each in predicted], shape))
     labels = {name: [_label(value, i) for i, value in enumerate(values)] for name, values in grid.items()}
     return xarray.Dataset(variables, labels)
 
