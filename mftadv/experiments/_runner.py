@@ -185,7 +185,7 @@ def _read(folder: Path | str) -> tuple[Experiment, Any, list[int]]:
 
     record = store.read_record(folder)
     identity = record.identity
-    kind = EXPERIMENTS.get(identity.get("name"))
+    kind = EXPERIMENTS.get(str(identity.get("name")))
     if kind is None:
         raise ValueError(f"folder: expected a run of {', '.join(EXPERIMENTS)}, got one of {identity.get('name')!r}")
     options = {name: _from_json(value) for name, value in identity["options"].items()}

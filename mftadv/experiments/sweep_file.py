@@ -131,8 +131,8 @@ class SweepFile:
             raise ValueError(f"file: expected a TOML file, got {path} ({error})") from None
         if unknown := content.keys() - _OPTIONS:
             raise ValueError(f"file: expected {', '.join(sorted(_OPTIONS))}, got {min(unknown)}")
-        statistic, grid, network = (content.get(name) for name in ("statistic", "grid", "network"))
-        if statistic not in STATISTICS:
+        statistic, grid, network = (content.get(name, {}) for name in ("statistic", "grid", "network"))
+        if not isinstance(statistic, str) or statistic not in STATISTICS:
             raise ValueError(f"statistic: expected one of {', '.join(STATISTICS)}, got {statistic!r}")
         fields = {field.name for field in dataclasses.fields(NetworkSpec)}
         arguments = set(STATISTICS[statistic][0].__annotations__) - {"key", "spec", "return"}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mftadv.matrices import matmul_precision
@@ -52,10 +53,10 @@ def jsonable(value: Any) -> Any:
         return int(value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None if math.isnan(value) else str(float(value))
-    if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         return {"impl": str(jax.random.key_impl(value)), "data": np.asarray(jax.random.key_data(value)).tolist()}
     if isinstance(value, jax.Array | np.ndarray | np.generic):
-        if jax.dtypes.issubdtype(value.dtype, np.floating):
+        if jnp.issubdtype(value.dtype, np.floating):
             return jsonable(np.asarray(value, np.float64).tolist())
         if value.dtype.kind in "biu":
             return np.asarray(value).tolist()

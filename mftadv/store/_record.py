@@ -101,6 +101,9 @@ class Record:
         )
 
 
+_TOLD = 4  # differences that are said in full
+
+
 def digest(value: Any) -> str:
     """A checksum of a JSON value; equal values have the same."""
     return hashlib.sha256(_canonical(value).encode()).hexdigest()
@@ -119,9 +122,9 @@ def differences(there: Any, here: Any, at: str = "") -> Iterator[str]:
 
 
 def in_words(found: Iterator[str]) -> str:
-    """Some differences, the first ten of them in full."""
+    """Some differences, the first of them in full."""
     every = list(found)
-    return "; ".join(every[:10]) + (f"; and {len(every) - 10} more" if len(every) > 10 else "")
+    return "; ".join(every[:_TOLD]) + (f"; and {len(every) - _TOLD} more" if len(every) > _TOLD else "")
 
 
 def reason(error: Exception) -> str:

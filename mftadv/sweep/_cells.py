@@ -50,16 +50,24 @@ def _text(of: Any) -> str:
     """A statistic in words that change when it does: the fields of a dataclass, the compiled code of a function."""
     match of:
         case types.FunctionType():
-            inside = [_text(cell.cell_contents) for cell in of.__closure__ or ()]
-            return f"{of.__qualname__}{_code(of.__code__)}{of.__defaults__}{of.__kwdefaults__}{inside}"
+            inside = [cell.cell_contents for cell in of.__closure__ or ()]
+            return f"{of.__qualname__}{_code(of.__code__)}{_text((of.__defaults__, of.__kwdefaults__, inside))}"
         case functools.partial():
-            return f"{_text(of.func)}{of.args}{of.keywords}"
+            return _text((of.func, of.args, of.keywords))
+        case type() | types.ModuleType():
+            return of.__name__
+        case tuple() | list():
+            return f"({', '.join(map(_text, of))})"
+        case dict():
+            return _text([*of.items()])
         case np.ndarray() | jax.Array():
             return f"{of.dtype}{of.shape}{hashlib.sha256(np.asarray(of).tobytes()).hexdigest()}"
+        case _ if dataclasses.is_dataclass(of):
+            return type(of).__qualname__ + _text([getattr(of, field.name) for field in dataclasses.fields(of)])
+        case _ if type(of).__repr__ is object.__repr__:  # which names an address
+            return type(of).__qualname__ + _text(vars(of) if hasattr(of, "__dict__") else ())
         case _:
-            return (
-                repr(of) if dataclasses.is_dataclass(of) or type(of).__repr__ is not object.__repr__ else str(type(of))
-            )
+            return repr(of)
 
 
 def _code(code: types.CodeType) -> str:

@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mftadv.statistics import Moments, merge, to_host
-from mftadv.store import RunFolder
+from mftadv.store import Part, RunFolder
 from mftadv.sweep._cells import Cell, Observer
 from mftadv.sweep._monte_carlo import check_range
 from mftadv.sweep._program import Program, Traced, compile_program, trace
@@ -27,25 +28,19 @@ Layout = Mapping[str, tuple[tuple[int, ...], str]]
 Arrays = Mapping[str, np.ndarray]
 
 
-class Part(NamedTuple):
-    """Which results there are together: those of some networks of some cells."""
-
-    cells: range
-    networks: range
-
-
 class InMemory:
     """Where results go that last as long as their process; the methods are those of `mftadv.store.RunFolder`."""
 
     def __init__(self):
-        self.parts, self._arrays = [], {}
+        self.parts: list[Part] = []
+        self._arrays: dict[Part, Arrays] = {}
 
     def missing(self, cell: int, stop: int, start: int = 0) -> Sequence[range]:
         return without(range(start, stop), (part.networks for part in self.parts if cell in part.cells))
 
     def write_part(self, cells: range, networks: range, arrays: Arrays) -> None:
-        self.parts.append(part := Part(cells, networks))
-        self._arrays[part] = dict(arrays)
+        self.parts.append(Part(cells, networks, Path(str(len(self.parts)))))
+        self._arrays[self.parts[-1]] = dict(arrays)
 
     def load(self, part: Part) -> Arrays:
         return self._arrays[part]

@@ -18,7 +18,7 @@ _CONTAINERS = (  # the memory that a container may take, and takes: control grou
 )
 
 
-def memory(mesh: Mesh | None) -> tuple[float, float]:
+def memory(mesh: Mesh | None) -> tuple[float, int]:
     """Bytes of each device: those that are free, inf where that is not known, and those a chunk may take."""
     device = mesh.devices.flat[0] if mesh else jax.devices()[0]
     if device.platform == "cpu":
@@ -26,7 +26,7 @@ def memory(mesh: Mesh | None) -> tuple[float, float]:
         return free, int(min(_CPU_BUDGET, free // 4))
     stats = device.memory_stats() or {}
     total = stats.get("bytes_limit", math.inf)
-    return total, (total - stats.get("bytes_in_use", 0)) // 2 if math.isfinite(total) else _CPU_BUDGET
+    return total, int(total - stats.get("bytes_in_use", 0)) // 2 if math.isfinite(total) else _CPU_BUDGET
 
 
 def host_memory() -> float:

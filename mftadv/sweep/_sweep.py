@@ -110,7 +110,8 @@ def sweep(
     share, shares = shard or (0, 1)
     if not 0 <= share < shares or (shares > 1 and (folder is None or target is not None)):
         raise ValueError(f"shard: expected (i, n) with 0 <= i < n, a folder and no target, got {shard!r}")
-    cells = list(_cells(statistic, spec, grid, operands, tuple(static)))
+    points = list(_points(statistic, spec, grid, operands, tuple(static)))
+    cells = [cell for cell, _ in points]
     planned = plan_cells(cells, key, reduced=True, mesh=mesh)
     observer.say(f"plan      {describe(planned)}")
     identity = {
@@ -140,7 +141,7 @@ def sweep(
                 break
             if folder is not None:
                 into.aim([max(pair) for pair in zip(counts, into.networks, strict=True)])
-        data = _dataset(grid, found, [] if theory is None else [_predicted(theory, cell) for cell in cells])
+        data = _dataset(grid, found, [theory(cell.spec, **axes) for cell, axes in points] if theory else [])
         if folder is not None and shares == 1 and not into.is_published:
             into.publish({"data.nc": lambda path: data.to_netcdf(path, engine="h5netcdf")})
     return data
@@ -171,13 +172,14 @@ def _is_above(found: Mapping[str, Moments], target: float) -> bool:
     return any(bool(np.any(error > target * size)) for error, size in errors)
 
 
-def _cells(
+def _points(
     statistic: Callable[..., Any],
     spec: NetworkSpec,
     grid: Mapping[str, Sequence[Any]],
     operands: tuple[Any, ...],
     static: tuple[str, ...],
-) -> Iterator[Cell]:
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """The cells of a grid, in order, and for each what the axes say that are no fields of the spec."""
     for name, values in grid.items():
         if isinstance(values, str) or not hasattr(values, "__len__") or len(values) == 0:
             raise ValueError(f"grid: expected a sequence of at least one value for {name}, got {values!r}")
@@ -190,18 +192,12 @@ def _cells(
         fields = {name: value for name, value in at.items() if name in _FIELDS}
         fixed = tuple((name, at[name]) for name in static if name not in _FIELDS)
         coords = {name: _label(value, i) for (name, value), i in zip(at.items(), point, strict=True)}
-        yield Cell(coords, spec.replace(**fields), (*operands, *(at[name] for name in traced)), bound(fixed))
+        cell = Cell(coords, spec.replace(**fields), (*operands, *(at[name] for name in traced)), bound(fixed))
+        yield cell, {name: value for name, value in at.items() if name not in _FIELDS}
 
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _predicted(theory: Callable[..., Mapping[str, float]], cell: Cell) -> Mapping[str, float]:
-    axes = dict(
-        zip(cell.statistic.traced, cell.operands[len(cell.operands) - len(cell.statistic.traced) :], strict=True)
-    )
-    return theory(cell.spec, **axes, **dict(cell.statistic.static))
 
 
 def _dataset(
