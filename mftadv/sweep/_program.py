@@ -32,6 +32,8 @@ class Traced:
         operands: as arrays.
         out_info: the shapes and dtypes that the statistic returns, in its structure.
         bytes_each: about the bytes that one network takes.
+        chunk: the jitted function of many networks.
+        compiled: what is compiled of it, by what it was compiled for.
     """
 
     static: Static
@@ -40,8 +42,8 @@ class Traced:
     operands: Any
     out_info: Any
     bytes_each: int
-    one: Any = dataclasses.field(repr=False)
     chunk: Any = dataclasses.field(repr=False)
+    compiled: dict[Hashable, Any] = dataclasses.field(repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +79,15 @@ def trace(statistic: Any, key: jax.Array, spec: NetworkSpec, operands: Any) -> T
         raise ValueError(f"key: expected one whose draws do not depend on the batch, got {jax.random.key_impl(key)}")
     spec, operands = as_arrays((spec, operands))
     leaves, structure = jax.tree.flatten((key, spec, operands))
-    one, chunk = _programs(static, (structure, *((leaf.shape, leaf.dtype) for leaf in leaves)))
+    one, chunk, programs = _programs(static, (structure, *((leaf.shape, leaf.dtype) for leaf in leaves)))
     traced = one.trace(static, key, spec, operands)
     results = jax.tree.leaves(traced.out_info)
     if not results or not all(_is_real(result.dtype) for result in results):
         raise ValueError(f"statistic: expected a pytree of real arrays, got {traced.out_info}")
     bytes_each = estimated_bytes(traced.jaxpr.jaxpr) + key.dtype.itemsize
-    return Traced(static, key, spec, operands, traced.out_info, bytes_each, one, chunk)
+    # Settings of JAX, such as a precision, may have changed since: they are written in the traced program.
+    compiled = programs.setdefault(str(traced.jaxpr), {})
+    return Traced(static, key, spec, operands, traced.out_info, bytes_each, chunk, compiled)
 
 
 def as_arrays(tree: Any) -> Any:
@@ -128,12 +132,13 @@ def compile_program(
     scalar = jax.ShapeDtypeStruct((), np.uint32)
 
     def compiled(cells: int | None, size: int) -> tuple[Any, int]:
-        shapes = _stacked((traced.spec, traced.operands), axes, cells)
-        lowered = traced.chunk.lower(
-            traced.static, traced.key, scalar, scalar, *shapes, batch_size=size, axes=axes, mesh=mesh, reduced=reduced
-        )
-        program = lowered.compile()
-        return program, bytes_taken(program)
+        kind = cells, size, axes, mesh, reduced
+        if kind not in traced.compiled:
+            shapes = _stacked((traced.spec, traced.operands), axes, cells)
+            options = {"batch_size": size, "axes": axes, "mesh": mesh, "reduced": reduced}
+            lowered = traced.chunk.lower(traced.static, traced.key, scalar, scalar, *shapes, **options)
+            traced.compiled[kind] = lowered.compile()
+        return traced.compiled[kind], bytes_taken(traced.compiled[kind])
 
     planned = batch_size is None
     size = budget // traced.bytes_each * devices if planned else check_positive("batch_size", batch_size)
@@ -174,8 +179,8 @@ def _stacked(tree: Any, axes: tuple[int | None, ...] | None, cells: int | None) 
 
 
 @functools.lru_cache(maxsize=32)
-def _programs(statistic: Static, structure: Hashable) -> tuple[Any, Any]:
-    """The jitted functions of one network and of a chunk; what they compile is freed with them.
+def _programs(statistic: Static, structure: Hashable) -> tuple[Any, Any, dict[str, dict[Hashable, Any]]]:
+    """The jitted functions of one network and of a chunk, and a dictionary of what is compiled, freed with them.
 
     JAX would cache the programs of functions at the top of a module for ever, and with them the statistics. Equal
     statistics share these functions, so that the one which is traced is the one at hand, an argument.
@@ -225,7 +230,7 @@ def _programs(statistic: Static, structure: Hashable) -> tuple[Any, Any]:
         sharded = jax.shard_map(one_device, mesh=mesh, in_specs=PartitionSpec(), out_specs=specs, check_vma=False)
         return sharded(key, first, count, spec, operands)
 
-    return one, chunk
+    return one, chunk, {}
 
 
 def _is_real(dtype: Any) -> bool:
