@@ -142,6 +142,58 @@ def monte_carlo(quick: bool) -> Benchmark:
     return Benchmark({**_shapes(spec), "networks": num_networks}, contenders, goals, probes, rounds=7)
 
 
+def sweep_of_small_cells(quick: bool) -> Benchmark:
+    """The second moment of J at many weight variances: `mf.sweep` against one jitted function in a loop."""
+    spec, num_cells, num_networks = (
+        (mf.NetworkSpec(8, 3, 16, 2), 4, 4) if quick else (mf.NetworkSpec(16, 2, 32, 3), 1000, 16)
+    )
+    x, key = jnp.ones(spec.input_dim), jax.random.key(0, impl=FAST_KEY)
+    variances = [1 + i / num_cells for i in range(num_cells)]
+
+    @jax.jit
+    def one(key, spec, x):
+        keys = jax.lax.map(lambda i: jax.random.fold_in(key, i), jnp.arange(num_networks))
+        return jnp.mean(jax.vmap(lambda key: _second_moment(key, spec, x))(keys))
+
+    def by_hand():
+        return jnp.stack([one(key, spec.replace(weight_variance=s), x) for s in variances])
+
+    def ours():
+        found = mf.sweep(_second_moment, key, spec, {"weight_variance": variances}, x, num_networks=num_networks)
+        return found["value"].values
+
+    count = num_cells * num_networks * _entries(spec)
+    contenders = [
+        Contender("ours", ours, {NORMALS[FAST_KEY]: count}),
+        Contender("jitted, in a loop", by_hand, {}, "ours"),
+    ]
+    goals = [Goal("ours", ("jitted, in a loop",), 1 / 0.9)]
+    probes = {NORMALS[FAST_KEY]: normal_probe(FAST_KEY, (num_networks, spec.width, spec.width))}
+    return Benchmark(
+        {**_shapes(spec), "cells": num_cells, "networks": num_networks}, contenders, goals, probes, rounds=5
+    )
+
+
+def sweep_of_networks(quick: bool) -> Benchmark:
+    """J and a of many networks with their draw: `mf.sweep` with its defaults, of an engine that picks itself."""
+    spec, num_networks = (mf.NetworkSpec(8, 3, 16, 2, 2.0, 0.1), 4) if quick else (_MANY, 256)
+    x, key = jnp.ones(spec.input_dim), jax.random.key(0, impl=FAST_KEY)
+
+    def ours():
+        found = mf.sweep(_auto_representation, key, spec, {"weight_variance": [2.0]}, x, num_networks=num_networks)
+        return found["0"].values, found["1"].values
+
+    contenders = [Contender("ours", ours)]
+    if HAS_TORCH:
+        from benchmarks import peers
+
+        tx = peers.tensor(x)
+        theirs = lambda: peers.second_moment(spec, tx, num_networks)  # noqa: E731
+        contenders.append(Contender("torch loop, draw and by hand", theirs))
+    goals = [Goal("ours", ("torch loop, draw and by hand",), 0.2)]
+    return Benchmark({**_shapes(spec), "networks": num_networks}, contenders, goals, rounds=5)
+
+
 def matrix_free(quick: bool) -> Benchmark:
     """J and a of many wide networks, each drawn as it is asked: against torch's draw and backward pass of one."""
     specs = {K: mf.NetworkSpec(8, K, 16, 2) if quick else mf.NetworkSpec(1000, K, 5000, 10) for K in (1, 10)}
@@ -304,7 +356,7 @@ def first_call(quick: bool) -> Benchmark:
 TASKS = {
     task.__name__: task
     for task in (
-        *(dense_draw, one_network, many_networks, monte_carlo),
+        *(dense_draw, one_network, many_networks, monte_carlo, sweep_of_small_cells, sweep_of_networks),
         *(matrix_free, width_without_matrices, attack_one, attack_many, first_call),
     )
 }
@@ -327,6 +379,13 @@ def _second_moment(key: Key[Array, ""], spec: mf.NetworkSpec, x: Array) -> Array
 def _representation(key: Key[Array, ""], spec: mf.NetworkSpec, x: Array) -> tuple[Array, Array]:
     """J and a of a matrix-free network."""
     net = mf.init(key, spec, engine="matrix_free", capacity=mf.capacity_for(spec, linear_representation=1))
+    rep = mf.linear_representation(net, x)
+    return rep.jacobian, rep.shift
+
+
+def _auto_representation(key: Key[Array, ""], spec: mf.NetworkSpec, x: Array) -> tuple[Array, Array]:
+    """J and a by the engine that costs less."""
+    net = mf.init(key, spec, engine="auto", capacity=mf.capacity_for(spec, linear_representation=1))
     rep = mf.linear_representation(net, x)
     return rep.jacobian, rep.shift
 

@@ -244,8 +244,13 @@ print(Cell({"a": 1}, NetworkSpec(4, 2, 6, 1), (np.ones(4), 2.0), Scaled(lognorma
 
 @pytest.mark.slow
 def test_a_fingerprint_is_the_same_in_every_process_and_sees_what_changes():
-    def of(coords=None, spec=None, operands=(np.ones(4), 2.0), statistic=None):
-        cell = Cell(coords or {"a": 1}, spec or NetworkSpec(4, 2, 6, 1), operands, statistic or Scaled(lognormal))
+    def of(coords=None, spec=None, operands=None, statistic=None):
+        cell = Cell(
+            coords or {"a": 1},
+            spec or NetworkSpec(4, 2, 6, 1),
+            operands or (np.ones(4), 2.0),
+            statistic or Scaled(lognormal),
+        )
         return cell.fingerprint()
 
     others = [
