@@ -24,7 +24,7 @@ LOSS = LossBounds(
     dims=(4, 8), outputs=(2, 1), attack="frugal",
 )  # fmt: skip
 WIDTH = FiniteWidth(widths=(30, 100), depth=2)
-RUNS = {"law": (LAW, 4000), "residual": (RESIDUAL, 1000), "loss": (LOSS, 64), "width": (WIDTH, 20_000)}
+RUNS = {"law": (LAW, 4000), "residual": (RESIDUAL, 3000), "loss": (LOSS, 64), "width": (WIDTH, 20_000)}
 
 
 @pytest.fixture(scope="module")

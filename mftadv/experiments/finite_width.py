@@ -85,7 +85,7 @@ class FiniteWidth(Experiment):
         widths, L = sorted(set(self.widths)), self.depth
         specs = [NetworkSpec(max(N, 100), 1, N, L) for N in widths]
         # ten rows take ten times the memory and up to a hundred times the work: every second width of those that fit
-        specs += [NetworkSpec(_COLUMNS, _ROWS, N, L) for N in [N for N in widths if 100 <= N <= 100_000][::-2]]
+        specs += [NetworkSpec(_COLUMNS, _ROWS, N, L) for N in sorted([N for N in widths if 100 <= N <= 100_000][::-2])]
         return [Cell({"width": spec.width, "K": spec.output_dim}, spec, (), statistic) for spec in specs]
 
     def networks(self, cells: Sequence[Cell]) -> Sequence[int]:
