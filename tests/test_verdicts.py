@@ -3,16 +3,16 @@
 import functools
 import math
 
-import jax
 import numpy as np
 import pytest
 from scipy import stats
 
 from mftadv import theory
-from mftadv.compare import Claim, judge
-from mftadv.experiments import bounds, distribution
+from mftadv.compare import Claim, find, judge
+from mftadv.experiments import jacobian_law, loss_bounds
 from mftadv.spec import NetworkSpec
 from mftadv.statistics import kurtosis_estimate, law_test, mean_estimate, pair_square_estimate
+from mftadv.sweep import Cell
 from tests import reference
 
 SPEC = NetworkSpec(input_dim=6, output_dim=1, width=10, depth=3, bias_variance=0.1)
@@ -35,7 +35,7 @@ def closed_forms_once(monkeypatch):
 
 @functools.cache
 def networks(spec=SPEC, n=20_000):
-    """What is kept of n networks with one output, at X."""
+    """What is stored of n networks with one output, at X."""
 
     def flat(nets):
         jacobian, shift = reference.linear_representation(nets, X)
@@ -43,17 +43,23 @@ def networks(spec=SPEC, n=20_000):
 
     draws = reference.simulate(flat, 21, spec, n)
     rows, shift = draws[..., :-1], draws[..., -1]
-    norms = {(p, 2.0): np.linalg.norm(rows[:, 0], math.inf if p == 1 else p / (p - 1), axis=1) for p in (1.0, 2.0)}
-    norms[math.inf, 2.0] = np.abs(rows[:, 0]).sum(axis=1)
-    return distribution.Sample(rows, rows @ X / np.linalg.norm(X), shift, norms)
+    norms = {
+        f"norm_{name}_2": np.linalg.norm(rows[:, 0], dual, axis=1)
+        for name, dual in (("1", math.inf), ("2", 2), ("inf", 1))
+    }
+    return {"entries": rows, "along": rows @ X / np.linalg.norm(X), "shift": shift, **norms}
+
+
+def claims_at(spec, sample):
+    return jacobian_law.claims_at(spec, jacobian_law.predictions(spec), X, sample, {"input": 0})
 
 
 def tables(n, repetitions, spec=SPEC):
     """The claims that should hold, over disjoint sets of n networks."""
     sample = networks(spec)
     for i in range(repetitions):
-        part = jax.tree.map(lambda values, i=i: values[i * n : (i + 1) * n], sample)
-        yield [claim for claim in distribution.claims(spec, X, part) if claim.expected == "holds"]
+        part = {name: values[i * n : (i + 1) * n] for name, values in sample.items()}
+        yield [claim for claim in claims_at(spec, part) if claim.expected == "holds"]
 
 
 def fails(claims, level):
@@ -104,10 +110,10 @@ def test_the_law_of_an_entry_of_narrow_networks_holds():
     factor = float(theory.finite_width_factor(SPEC))
     verdicts = []
     for claims in tables(5000, 4):
-        (law,) = [claim for claim in claims if claim.quantity == "law of one entry of J"]
+        (law,) = [claim for claim in claims if claim.id == "jacobian_law"]
         verdicts += [judged.verdict for judged in judge(claims) if judged.claim is law]
     assert verdicts == ["holds"] * 4
-    entry = networks().entries[:5000, 0, 0]
+    entry = networks()["entries"][:5000, 0, 0]
     variance = float(theory.jacobian_variance(SPEC))
     options = {"allowance": law.allowance, "reason": law.reason}
     for kurtosis, skewness in ((6 * factor, theory.log_scale_skewness(SPEC)), (3.0, 0.0)):
@@ -120,17 +126,16 @@ def test_the_law_of_an_entry_of_narrow_networks_holds():
 
 @pytest.mark.slow
 def test_a_jacobian_that_came_out_zero_holds_nothing():
-    sample = jax.tree.map(np.zeros_like, networks())._replace(shift=networks().shift)
-    judged = {j.claim.quantity: j.verdict for j in judge(distribution.claims(SPEC, X, sample))}
-    of_shift = {"mean of a", "variance of a"}
-    assert {verdict for quantity, verdict in judged.items() if quantity not in of_shift} <= {"fails", "underpowered"}
-    assert judged["variance of J"] == "fails"
-    assert judged["mean |J| 2->2, Chevet"] == "underpowered"
+    sample = {name: np.zeros_like(values) for name, values in networks().items()} | {"shift": networks()["shift"]}
+    judged = judge(claims_at(SPEC, sample))
+    of_shift = {"shift_mean", "shift_variance"}
+    assert {j.verdict for j in judged if j.claim.id not in of_shift} <= {"fails", "underpowered"}
+    assert [j.verdict for j in find(judged, "jacobian_variance")] == ["fails"]
+    assert [j.verdict for j in find(judged, "norm_chevet", p=2.0, q=2.0)] == ["underpowered"]
     # while a shift that is 0 for want of a bias is as it should be
     spec = NetworkSpec(input_dim=6, output_dim=1, width=10, depth=3)
-    sample = networks()._replace(shift=np.zeros_like(networks().shift))
-    judged = {j.claim.quantity: j.verdict for j in judge(distribution.claims(spec, X, sample))}
-    assert judged["variance of a"] == "holds"
+    judged = judge(claims_at(spec, {**networks(), "shift": np.zeros_like(networks()["shift"])}))
+    assert [j.verdict for j in find(judged, "shift_variance")] == ["holds"]
 
 
 @pytest.mark.parametrize(
@@ -145,13 +150,13 @@ def test_a_jacobian_that_came_out_zero_holds_nothing():
 @pytest.mark.slow
 def test_a_loss_that_its_float_type_cannot_hold_says_nothing_of_a_bound(eps, dtype, verdict):
     spec = NetworkSpec(input_dim=6, output_dim=1, width=1000, depth=2, weight_variance=2e-4)
-    predicted = bounds.predictions(spec, X[None], eps, 2.0, 2.0)
+    predicted = loss_bounds.predictions(spec, X[None], eps, 2.0, 2.0)
     shape = (64, 1)
     loss = 0.8 * predicted["sharp"] * (1 + 0.1 * np.random.default_rng(23).standard_normal(shape))
-    false = np.zeros(shape, bool)
-    sample = bounds.Sample(loss.astype(dtype), loss, ~false, false, np.ones(64, bool))
-    claims = bounds.claims(spec, X[None], predicted, eps, 2.0, 2.0, sample)
-    assert {judged.verdict for judged in judge(list(claims.values()))} == {verdict}
+    sample = {"loss": loss.astype(dtype), "nonfinite": np.zeros(shape, bool)}
+    coords = {"p": 2.0, "q": 2.0, "eps": eps, "d": 6, "K": 1}
+    claims = loss_bounds.claims_of(spec, predicted, sample, dtype, coords)
+    assert {judged.verdict for judged in judge(claims)} == {verdict}
 
 
 @pytest.mark.parametrize(
@@ -168,14 +173,18 @@ def test_a_loss_that_its_float_type_cannot_hold_says_nothing_of_a_bound(eps, dty
 def test_laws_beyond_the_floating_point_numbers_are_judged(spec):
     """omega^L or a kurtosis is 0 or inf in float64: no claim that needs it holds."""
     rng, K = np.random.default_rng(24), spec.output_dim
-    norms = {pair: np.abs(rng.standard_normal(12)) for pair in distribution.norm_pairs(spec)}
+    norms = {jacobian_law.norm_name(*pair): np.abs(rng.standard_normal(12)) for pair in jacobian_law.norm_pairs(spec)}
     rows = rng.standard_normal((12, K, 6))
-    sample = distribution.Sample(rows, rows @ X, rng.standard_normal((12, K)), norms)
-    judged = {j.claim.quantity: j.verdict for j in judge(distribution.claims(spec, X, sample))}
-    assert {verdict for quantity, verdict in judged.items() if "|J|" not in quantity} <= {"fails", "underpowered"}
-    assert judged["law of one entry of J"] == "underpowered"
-    assert all(needed >= 2 for needed in distribution.plan(spec, 1, 1e-3).values())
-    predicted = bounds.predictions(spec, X[None], 0.1, 2.0, 2.0)
-    one, false = np.ones((12, 1)), np.zeros((12, 1), bool)
-    cell = bounds.cell(spec, predicted, 0.1, 2.0, 2.0, bounds.Sample(one, one, ~false, false, ~false[:, 0]))
-    assert (cell["tightness"] is None) == (predicted["chevet"] == 0)
+    sample = {"entries": rows, "along": rows @ X, "shift": rng.standard_normal((12, K)), **norms}
+    judged = judge(claims_at(spec, sample))
+    assert {j.verdict for j in judged if not j.claim.id.startswith("norm")} <= {"fails", "underpowered"}
+    assert [j.verdict for j in find(judged, "jacobian_law")] == ["underpowered"]
+    cell = Cell({}, spec, (X[None],), jacobian_law.Statistic("dense", 2, ()))
+    assert all(needed >= 2 for needed in jacobian_law.JacobianLaw().resolution(cell).values())
+    predicted = loss_bounds.predictions(spec, X[None], 0.1, 2.0, 2.0)
+    ones = {"loss": np.ones((12, 1)), "nonfinite": np.zeros((12, 1), bool)}
+    coords = {"p": 2.0, "q": 2.0, "eps": 0.1, "d": 6, "K": K}
+    assert (
+        "holds" not in {j.verdict for j in judge(loss_bounds.claims_of(spec, predicted, ones, np.float64, coords))}
+        or predicted["chevet"] > 1
+    )

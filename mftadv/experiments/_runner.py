@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mftadv import compare, store
-from mftadv.compare import Judgement
+from mftadv.compare import FAMILY_ERROR, Judgement
 from mftadv.experiments._experiment import Experiment
 from mftadv.matrices import matmul_precision
 from mftadv.spec import check_positive
@@ -32,8 +32,6 @@ from mftadv.sweep import (
     memory,
     plan_cells,
 )
-
-FAMILY_ERROR = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 from scipy import special, stats
@@ -28,8 +29,10 @@ _EXPONENTS = (1.0, 2.0, math.inf)
 
 def statistic(key: Key[Array, ""], spec: NetworkSpec) -> dict[str, Array]:
     """Of one network the Frobenius norm of J and its norms p -> 2, as `norm_p`; for K > 1 of p = 2 alone."""
-    # cells that shared the networks' keys would share some of their noise, and err together
-    key = jax.random.fold_in(jax.random.fold_in(key, spec.width), spec.output_dim)
+    # Cells that shared the networks' keys would share some of their noise, and err together. The keys come from a loop:
+    # a compiler that fuses a key's derivation into a draw repeats it for every entry drawn.
+    own = jnp.asarray([spec.width, spec.output_dim], jnp.uint32)
+    key = jax.lax.fori_loop(0, 2, lambda i, key: jax.random.fold_in(key, own[i]), key)
     network = init(key, spec, "matrix_free", capacity_for(spec, linear_representation=1))
     J = linear_representation(network, jax.nn.one_hot(0, spec.input_dim)).jacobian[:, 1:]
     J = J * math.sqrt(spec.input_dim / J.shape[1])
@@ -82,7 +85,7 @@ class FiniteWidth(Experiment):
         widths, L = sorted(set(self.widths)), self.depth
         specs = [NetworkSpec(max(N, 100), 1, N, L) for N in widths]
         # ten rows take ten times the memory and up to a hundred times the work: every second width of those that fit
-        specs += [NetworkSpec(_COLUMNS, _ROWS, N, L) for N in [N for N in widths if 100 <= N <= 100_000][::-2]]
+        specs += [NetworkSpec(_COLUMNS, _ROWS, N, L) for N in sorted([N for N in widths if 100 <= N <= 100_000][::-2])]
         return [Cell({"width": spec.width, "K": spec.output_dim}, spec, (), statistic) for spec in specs]
 
     def networks(self, cells: Sequence[Cell]) -> Sequence[int]:

@@ -21,7 +21,8 @@ class _Moments(NamedTuple):
 @compiled()
 def _moments(spec: NetworkSpec) -> _Moments:
     """The moments at the last layer, F without the factor 1 + 2/N of P_in."""
-    N, factor = spec.width, 1 + width_excess(spec) / spec.width
+    N = float(spec.width)  # which as an integer may be too large for an array
+    factor = 1 + width_excess(spec) / N
     fourth = slope_moment(spec, 2)
     gain, share, e = branch_gain(spec), branch_share(spec), float(spec.has_shortcut)
     own, quartic = 1 + (fourth - 1) / N, 1 + (3 * fourth - 1) / N
