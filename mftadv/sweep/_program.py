@@ -84,10 +84,11 @@ def trace(statistic: Any, key: jax.Array, spec: NetworkSpec, operands: Any) -> T
     results = jax.tree.leaves(traced.out_info)
     if not results or not all(_is_real(result.dtype) for result in results):
         raise ValueError(f"statistic: expected a pytree of real arrays, got {traced.out_info}")
-    bytes_each = estimated_bytes(traced.jaxpr.jaxpr) + key.dtype.itemsize
-    # Settings of JAX, such as a precision, may have changed since: they are written in the traced program.
-    compiled = programs.setdefault(str(traced.jaxpr), {})
-    return Traced(static, key, spec, operands, traced.out_info, bytes_each, chunk, compiled)
+    # JAX returns the program it traced before, or another one where a setting has changed, such as a precision.
+    jaxpr = traced.jaxpr.jaxpr
+    if jaxpr not in programs:
+        programs[jaxpr] = estimated_bytes(jaxpr) + key.dtype.itemsize, {}
+    return Traced(static, key, spec, operands, traced.out_info, programs[jaxpr][0], chunk, programs[jaxpr][1])
 
 
 def as_arrays(tree: Any) -> Any:
@@ -137,8 +138,9 @@ def compile_program(
             shapes = _stacked((traced.spec, traced.operands), axes, cells)
             options = {"batch_size": size, "axes": axes, "mesh": mesh, "reduced": reduced}
             lowered = traced.chunk.lower(traced.static, traced.key, scalar, scalar, *shapes, **options)
-            traced.compiled[kind] = lowered.compile()
-        return traced.compiled[kind], bytes_taken(traced.compiled[kind])
+            program = lowered.compile()
+            traced.compiled[kind] = program, bytes_taken(program)
+        return traced.compiled[kind]
 
     planned = batch_size is None
     size = budget // traced.bytes_each * devices if planned else check_positive("batch_size", batch_size)
@@ -179,8 +181,8 @@ def _stacked(tree: Any, axes: tuple[int | None, ...] | None, cells: int | None) 
 
 
 @functools.lru_cache(maxsize=32)
-def _programs(statistic: Static, structure: Hashable) -> tuple[Any, Any, dict[str, dict[Hashable, Any]]]:
-    """The jitted functions of one network and of a chunk, and a dictionary of what is compiled, freed with them.
+def _programs(statistic: Static, structure: Hashable) -> tuple[Any, Any, dict[Any, tuple[int, dict[Hashable, Any]]]]:
+    """The jitted functions of one network and of a chunk, and room for what is compiled, freed with them.
 
     JAX would cache the programs of functions at the top of a module for ever, and with them the statistics. Equal
     statistics share these functions, so that the one which is traced is the one at hand, an argument.
