@@ -191,10 +191,10 @@ def test_memory_is_estimated_before_the_one_compilation(monkeypatch):
         compilations.append(taken(compiled))
         return compilations[-1]
 
-    @chex.assert_max_traces(n=1)
-    def traced_once(key, spec):
+    def product(key, spec):
         return jnp.sum(jax.random.normal(key, (40, 40)) @ jnp.ones(40))
 
+    traced_once = chex.assert_max_traces(product, n=1)
     taken = _program.bytes_taken
     monkeypatch.setattr(_program, "bytes_taken", measured)
     run = draws(traced_once, jax.random.key(0), SPEC, num_networks=2000)
@@ -204,7 +204,7 @@ def test_memory_is_estimated_before_the_one_compilation(monkeypatch):
     # an estimate far too low is corrected by what was measured
     monkeypatch.setattr(_program, "estimated_bytes", lambda jaxpr: run.bytes_per_network // 10)
     monkeypatch.setattr(_program, "memory", lambda mesh: (20 * run.bytes_per_network, 10 * run.bytes_per_network))
-    assert 8 <= draws(traced_once, jax.random.key(0), SPEC, num_networks=2000).batch_size <= 11
+    assert 8 <= draws(product, jax.random.key(0), SPEC, num_networks=2000).batch_size <= 11
     assert len(compilations) == 3
 
 
