@@ -3,8 +3,9 @@
 from mftadv.sweep._cells import Cell, Dataset, Observer
 from mftadv.sweep._compute import InMemory, Plan, compute, plan_cells
 from mftadv.sweep._dataset import dataset, moments_of, sample_of
-from mftadv.sweep._memory import host_memory, memory
+from mftadv.sweep._memory import check_devices, host_memory, memory
 from mftadv.sweep._monte_carlo import Draws, draws, monte_carlo
+from mftadv.sweep._program import check_sizes
 from mftadv.sweep._sweep import describe, in_bytes, sweep
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "InMemory",
     "Observer",
     "Plan",
+    "check_devices",
+    "check_sizes",
     "compute",
     "dataset",
     "describe",
