@@ -5,10 +5,11 @@ from mftadv.sweep._compute import InMemory, Plan, compute, plan_cells
 from mftadv.sweep._dataset import dataset, moments_of, sample_of
 from mftadv.sweep._memory import check_devices, host_memory, memory
 from mftadv.sweep._monte_carlo import Draws, draws, monte_carlo
-from mftadv.sweep._program import check_sizes
+from mftadv.sweep._program import DEEPEST
 from mftadv.sweep._sweep import describe, in_bytes, sweep
 
 __all__ = [
+    "DEEPEST",
     "Cell",
     "Dataset",
     "Draws",
@@ -16,7 +17,6 @@ __all__ = [
     "Observer",
     "Plan",
     "check_devices",
-    "check_sizes",
     "compute",
     "dataset",
     "describe",

@@ -18,7 +18,7 @@ from mftadv.sweep._memory import bytes_taken, estimated_bytes, memory
 from mftadv.sweep._static import Static
 
 _LARGEST = 2**31 - 1  # networks of a chunk, and positions in an array, which are counted in int32
-_DEEPEST = 2000  # layers; each is traced and compiled on its own
+DEEPEST = 2000  # layers; each is traced and compiled on its own
 _CELLS = 16  # how many times the networks that fit into the memory budget one call draws, cell after cell
 
 
@@ -67,7 +67,7 @@ class Program:
     call: Callable[[int, int, Any, Any], Any]
 
 
-def check_sizes(spec: NetworkSpec) -> None:
+def _check_sizes(spec: NetworkSpec) -> None:
     """Refuse networks that no program can be made for: it would take minutes, and all memory, to find that out.
 
     Raises:
@@ -75,7 +75,7 @@ def check_sizes(spec: NetworkSpec) -> None:
     """
     for name in ("width", "input_dim", "output_dim"):
         check_positive(name, getattr(spec, name), _LARGEST)
-    check_positive("depth", spec.depth, _DEEPEST)
+    check_positive("depth", spec.depth, DEEPEST)
 
 
 def trace(statistic: Any, key: jax.Array, spec: NetworkSpec, operands: Any) -> Traced:
@@ -87,7 +87,7 @@ def trace(statistic: Any, key: jax.Array, spec: NetworkSpec, operands: Any) -> T
     """
     static = Static(statistic)
     check_key(key)
-    check_sizes(spec)
+    _check_sizes(spec)
     if "rbg" in str(jax.random.key_impl(key)):
         raise ValueError(f"key: expected one whose draws do not depend on the batch, got {jax.random.key_impl(key)}")
     spec, operands = as_arrays((spec, operands))
