@@ -3,6 +3,14 @@
 The public names, in the order of the stages: each stage imports only those above it.
 """
 
+import os
+import signal
+import sys
+
+# Run as a command, this may be interrupted while all of it is imported: it ends at once then, without a traceback.
+if _is_command := os.path.basename((sys.argv or [""])[0]) in ("-m", "mftadv"):
+    _handler = signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 from mftadv.spec import NetworkSpec
 from mftadv import theory
 from mftadv import statistics
@@ -22,6 +30,9 @@ from mftadv.attack import (
 from mftadv.data import load_inputs
 from mftadv.sweep import monte_carlo, sweep
 from mftadv.experiments import run
+
+if _is_command:
+    signal.signal(signal.SIGINT, _handler)
 
 __all__ = [
     "NetworkSpec",

@@ -4,8 +4,19 @@ import contextlib
 import os
 import signal
 import sys
+import types
 from pathlib import Path
 from typing import Any
+
+
+def interrupt(number: int, frame: types.FrameType | None) -> None:
+    """Raise KeyboardInterrupt: soon, where JAX is called by the garbage collector and would lose it, else at once."""
+    while frame is not None:
+        if frame.f_code.co_name == "_xla_gc_callback":
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 class Output:
@@ -38,7 +49,8 @@ def main() -> None:
     """Run the command line and leave with its exit status, see `mftadv.cli.main`."""
     status = 130
     try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # treated as Ctrl-C is
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+            signal.signal(number, interrupt)
         sys.stdout, sys.stderr = (Output(stream or open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
         try:
             from mftadv import cli

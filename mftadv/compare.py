@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
 
 from mftadv.statistics import Estimate, LawTest
 
@@ -225,6 +224,8 @@ def judge(claims: Sequence[Claim], family_error: float = FAMILY_ERROR) -> tuple[
         raise ValueError(f"family_error: expected a probability in (0, 1), got {family_error!r}")
     if not claims:
         return ()
+
+    from scipy import stats  # half a second that importing this package should not take
 
     def column(name):
         return np.array([getattr(claim, name) for claim in claims], dtype=np.float64)

@@ -84,7 +84,8 @@ def load_inputs(source: str, num_inputs: int, seed: int, *, input_dim: int = 100
     check_positive("inputs", num_inputs)
     rng = np.random.default_rng(seed)
     if source == "gaussian":
-        check_positive("input_dim", input_dim)
+        if 8 * num_inputs * check_positive("input_dim", input_dim) > _LIMIT:
+            raise ValueError(f"inputs, input_dim: expected at most 2 GiB of numbers, got {num_inputs} x {input_dim}")
         values, labels = rng.standard_normal((num_inputs, input_dim)), None
     elif source == "digits":
         from sklearn.datasets import load_digits  # here alone, where it is used

@@ -3,9 +3,10 @@
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mftadv.compare import Judgement
+from mftadv.compare import FAMILY_ERROR, Judgement
 from mftadv.sweep import Observer
 
 if TYPE_CHECKING:
@@ -150,15 +151,15 @@ class Terminal(Observer):
         )
 
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        self._console, self._told = console, time.monotonic()
+        self.console, self._told = console, time.monotonic()
         self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
         self._task = self._bar.add_task("", total=1.0)
 
     def say(self, line: str) -> None:
-        self._console.print(line, markup=False, soft_wrap=True)
+        self.console.print(line, markup=False, soft_wrap=True)
 
     def progress(self, share: float, doing: str) -> None:
-        if self._console.is_terminal:
+        if self.console.is_terminal:
             self._bar.start()
             self._bar.update(self._task, completed=share, description=doing.replace("[", r"\["))
             if share >= 1:
@@ -166,6 +167,19 @@ class Terminal(Observer):
         elif time.monotonic() - self._told > _QUIET:
             self._told = time.monotonic()
             self.say(f"{share:7.1%}   {doing}")
+
+    def conclude(self, tables: Sequence[Table], judgements: Sequence[Judgement], folder: Path | None) -> None:
+        """Show what was found, what is to be said of claims that fail, how many have each verdict, and where it is."""
+        for each in tables:
+            self.console.print("", each, sep="\n")
+        for note in notes(judgements):
+            self.say(note)
+        if judgements:
+            verdicts = [judged.verdict for judged in judgements]
+            counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts))
+            self.say(f"{counts}; family error {FAMILY_ERROR:g} over {len(judgements)} claims")
+        if folder is not None:
+            self.say(f"results   {folder}")
 
     def close(self) -> None:
         """Leave the terminal as it was."""

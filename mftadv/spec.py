@@ -162,14 +162,16 @@ def key_for(function: str, key: jax.Array) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(function.encode()))
 
 
-def check_positive(name: str, value: int) -> int:
-    """Return a positive integer as Python's.
+def check_positive(name: str, value: int, most: int | None = None) -> int:
+    """Return a positive integer, of at most `most`, as Python's.
 
     Raises:
         ValueError: `value` is none.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(f"{name}: expected a positive integer, got {value!r}")
+    if most is not None and value > most:
+        raise ValueError(f"{name}: expected at most {most}, got {value}")
     return int(value)
 
 

@@ -784,6 +784,10 @@ def test_results_are_of_the_parts_there_are(run_path):
         assert not run.is_published
         run.publish({"data.nc": text("more numbers")})
         assert run.is_published
+        run.aim([9, 9, 5])  # results of fewer networks are other results
+        assert not run.is_published
+        run.aim([9, 9, 7])
+        assert run.is_published
         assert (run_path / "data.nc").read_text() == "more numbers"
         (run_path / "data.nc").unlink()
         assert not run.is_published
@@ -882,8 +886,8 @@ def test_status_changes_nothing_and_checks_if_told(run_path):
         "has_results": False, "is_current": False,
     }  # fmt: skip
     with open_run(run_path) as run:
-        run.publish({"data.nc": text("numbers")})
         run.aim([12, 9, 5])
+        run.publish({"data.nc": text("numbers")})
     part = the_part(run_path)
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1

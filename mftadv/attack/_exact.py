@@ -8,12 +8,11 @@ the ball can move need a binary.
 import math
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import ArrayLike, Float
-from scipy.optimize import LinearConstraint, OptimizeResult, milp
 
 from mftadv.matrices import DenseMatrix, Matrix
 from mftadv.network import Network
@@ -236,7 +235,9 @@ class _Program:
             solution = polished if polished.status == 0 else solution
         return -bound * scale, self.perturbation @ solution.x
 
-    def _solve(self, cost: np.ndarray, low: np.ndarray, high: np.ndarray, integral: bool) -> OptimizeResult:
+    def _solve(self, cost: np.ndarray, low: np.ndarray, high: np.ndarray, integral: bool) -> Any:
+        from scipy.optimize import LinearConstraint, milp  # a third of a second that importing should not take
+
         integrality = np.zeros(len(cost))
         integrality[self.first_b : -1] = integral
         # At this size presolve saves no time, and undoing it costs accuracy.

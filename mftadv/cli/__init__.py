@@ -14,11 +14,11 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 
 from mftadv import experiments, report, store
 from mftadv.experiments import EXPERIMENTS, Budget, Experiment, Result, SweepFile
 from mftadv.report import Terminal
+from mftadv.sweep import check_devices
 
 _REGISTRY = tyro.constructors.ConstructorRegistry()
 
@@ -59,37 +59,25 @@ class Options:
     """Print all columns of the tables."""
 
 
-def _run(experiment: Experiment, options: Options, console: Console) -> int:
+def _run(experiment: Experiment, options: Options, terminal: Terminal) -> int:
     share, _, shares = options.shard.partition("/")
-    if not (share.isdigit() and shares.isdigit()):
+    if not (share.isdecimal() and shares.isdecimal()):
         raise ValueError(f"shard: expected i/n, got {options.shard!r}")
     budget = Budget(options.networks, options.batch_size, (int(share), int(shares)), options.dry_run)
     folder = options.out or Path("results") / f"{experiment.name}-{{}}"
-    terminal = Terminal(console)
-    try:
-        return _print(experiments.run(experiment, folder, budget, observer=terminal), options.wide, console)
-    finally:
-        terminal.close()
+    return _print(experiments.run(experiment, folder, budget, observer=terminal), options.wide, terminal)
 
 
-def _print(result: Result, wide: bool, console: Console) -> int:
-    """The tables, what is to be said of the claims that fail, and where the results are; the exit status."""
-    for table in result.experiment.tables(result.data, result.judged, wide) if result.data is not None else ():
-        console.print()
-        console.print(table)
-    for note in report.notes(result.judged):
-        console.print(escape(note), soft_wrap=True)
-    if result.judged:
-        counts = ", ".join(f"{count} {verdict}" for verdict, count in result.counts.items())
-        console.print(f"{counts}; family error {experiments.FAMILY_ERROR:g} over {len(result.judged)} claims")
-    if result.folder is not None:
-        console.print(f"results   {escape(str(result.folder))}", soft_wrap=True)
+def _print(result: Result, wide: bool, terminal: Terminal) -> int:
+    """What was found, and where it is stored; the exit status."""
+    tables = () if result.data is None else result.experiment.tables(result.data, result.judged, wide)
+    terminal.conclude(tables, result.judged, result.folder)
     return 1 if "fails" in result.counts else 0
 
 
-def _command(kind: type[Experiment]) -> Callable[..., Callable[[Console], int]]:
+def _command(kind: type[Experiment]) -> Callable[..., Callable[[Terminal], int]]:
     def command(experiment, options):
-        return lambda console: _run(experiment, options, console)
+        return lambda terminal: _run(experiment, options, terminal)
 
     flat = tyro.conf.OmitArgPrefixes
     command.__annotations__ = {"experiment": Annotated[kind, flat], "options": Annotated[Options, flat]}
@@ -97,7 +85,7 @@ def _command(kind: type[Experiment]) -> Callable[..., Callable[[Console], int]]:
     return command
 
 
-def _status(folder: tyro.conf.Positional[Path], check: bool = False) -> Callable[[Console], int]:
+def _status(folder: tyro.conf.Positional[Path], check: bool = False) -> Callable[[Terminal], int]:
     """Say how far a run is, and what is missing or damaged; nothing is changed.
 
     Args:
@@ -105,13 +93,12 @@ def _status(folder: tyro.conf.Positional[Path], check: bool = False) -> Callable
         check: read every file and compute its checksum again.
     """
 
-    def call(console: Console) -> int:
+    def call(terminal: Terminal) -> int:
         found = store.status(folder, check)
-        console.print(f"{found.name}: {sum(found.networks)} of {sum(found.aimed)} networks in {len(found.aimed)} cells")
-        for name in found.damaged:
-            console.print(f"damaged   {escape(name)}", soft_wrap=True)
-        current = " of these networks" if found.is_current else " of fewer networks"
-        console.print(f"results   {'there,' + current if found.has_results else 'not there'}")
+        results = "not there" if not found.has_results else f"of {'these' if found.is_current else 'fewer'} networks"
+        done = f"{found.name}: {sum(found.networks)} of {sum(found.aimed)} networks in {len(found.aimed)} cells"
+        for line in (done, *(f"damaged   {name}" for name in found.damaged), f"results   {results}"):
+            terminal.say(line)
         return 0
 
     return call
@@ -125,20 +112,20 @@ def _merge(folder: tyro.conf.Positional[Path], shards: tyro.conf.Positional[tupl
         shards: the folders of the shards, which are only read.
         wide: print all columns of the tables.
     """
-    return lambda console: _print(experiments.merge(folder, shards, Terminal(console)), wide, console)
+    return lambda terminal: _print(experiments.merge(folder, shards, terminal), wide, terminal)
 
 
-def _show(folder: tyro.conf.Positional[Path], wide: bool = False) -> Callable[[Console], int]:
+def _show(folder: tyro.conf.Positional[Path], wide: bool = False) -> Callable[[Terminal], int]:
     """Print the tables of a finished run again.
 
     Args:
         folder: of the run.
         wide: print all columns of the tables.
     """
-    return lambda console: _print(experiments.show(folder), wide, console)
+    return lambda terminal: _print(experiments.show(folder), wide, terminal)
 
 
-def _sweep(file: tyro.conf.Positional[Path], out: Path | None = None) -> Callable[[Console], int]:
+def _sweep(file: tyro.conf.Positional[Path], out: Path | None = None) -> Callable[[Terminal], int]:
     """Draw a built-in statistic over a grid that a TOML file describes, with theory beside it.
 
     Args:
@@ -146,10 +133,9 @@ def _sweep(file: tyro.conf.Positional[Path], out: Path | None = None) -> Callabl
         out: folder for the results (default: results/FILE).
     """
 
-    def call(console: Console) -> int:
+    def call(terminal: Terminal) -> int:
         folder = out or Path("results") / file.stem
-        data = SweepFile.read(file).run(folder, Terminal(console))
-        console.print(report.grid_table(data), f"results   {escape(str(folder))}", sep="\n")
+        terminal.conclude([report.grid_table(SweepFile.read(file).run(folder, terminal))], (), folder)
         return 0
 
     return call
@@ -159,7 +145,7 @@ _COMMANDS = {name: _command(kind) for name, kind in EXPERIMENTS.items()}
 _COMMANDS |= {"sweep": _sweep, "status": _status, "merge": _merge, "show": _show}
 
 
-def _parse(arguments: Sequence[str]) -> Callable[[Console], int]:
+def _parse(arguments: Sequence[str]) -> Callable[[Terminal], int]:
     """The command; a usage error becomes one line."""
     box = io.StringIO()
     try:
@@ -184,27 +170,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nothing else, 2 for bad usage, 3 when the machine fails (memory, disk), 4 for an error in this program, 130 for
         an interruption.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if list(arguments) == ["--version"]:
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments == ["--version"]:
         print(f"mftadv {importlib.metadata.version('mftadv')}")
         return 0
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    terminal = Terminal(Console(highlight=False, width=None if sys.stdout.isatty() else 100))
     try:
-        return _parse(arguments)(console)
-    except (OSError, MemoryError, OverflowError, RuntimeError) as error:
-        print(f"mftadv: {type(error).__name__}: {' '.join(str(error).split())[:300]}", file=sys.stderr)
-        return 3
+        command = _parse(arguments)
+        check_devices()
+        return command(terminal)
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted; the same command goes on from what is stored")
     except ValueError as error:
         names, expected, rest = str(error).partition(": expected")
-        if expected and re.fullmatch(r"\w+(, \w+)*", names):  # arguments by the names of their options
-            names = ", ".join(
-                "--" + ("out" if name == "folder" else name.replace("_", "-")) for name in names.split(", ")
-            )
-        print(f"mftadv: {names}{expected}{rest}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("mftadv: interrupted; the same command goes on from what is stored", file=sys.stderr)
-        return 130
+        if EXPERIMENTS.keys() & arguments[:1] and re.fullmatch(r"\w+(, \w+)*", names):  # by the names of the options
+            names = re.sub(r"\w+", lambda name: "--" + name[0].replace("folder", "out").replace("_", "-"), names)
+        return _fail(2, names + expected + rest)
+    except (OSError, MemoryError, OverflowError, RuntimeError) as error:
+        return _fail(3, f"{type(error).__name__}: {error}"[:300])
     except Exception:
         traceback.print_exc()
         return 4
+    finally:
+        terminal.close()
+
+
+def _fail(status: int, message: str) -> int:
+    print(f"mftadv: {' '.join(message.split())}", file=sys.stderr)
+    return status

@@ -1,7 +1,7 @@
 """The paper's claims as experiments, and the runner of all of them."""
 
 from mftadv.experiments._experiment import Experiment
-from mftadv.experiments._runner import FAMILY_ERROR, Budget, Result, merge, run, show
+from mftadv.experiments._runner import Budget, Result, merge, run, show
 from mftadv.experiments.finite_width import FiniteWidth
 from mftadv.experiments.jacobian_law import JacobianLaw
 from mftadv.experiments.loss_bounds import LossBounds
@@ -11,7 +11,6 @@ EXPERIMENTS = {kind.name: kind for kind in (JacobianLaw, LossBounds, FiniteWidth
 
 __all__ = [
     "EXPERIMENTS",
-    "FAMILY_ERROR",
     "Budget",
     "Experiment",
     "FiniteWidth",

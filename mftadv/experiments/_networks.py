@@ -16,8 +16,8 @@ from mftadv import theory
 from mftadv.data import Inputs, load_inputs
 from mftadv.experiments._experiment import Experiment
 from mftadv.network import Network, engine_costs, engine_for, init
-from mftadv.spec import NetworkSpec, dual_exponent, representable
-from mftadv.sweep import Cell
+from mftadv.spec import NetworkSpec, check_positive, dual_exponent, representable
+from mftadv.sweep import DEEPEST, Cell
 
 Engine = Literal["auto", "dense", "matrix_free"]
 
@@ -111,6 +111,10 @@ class OfNetworks(Experiment):
             self.points.values.shape[1], self.output_dim, self.width, self.depth, self.weight_variance,
             self.bias_variance, *self.slopes, block=self.block,
         )  # fmt: skip
+        check_positive("depth", spec.depth, DEEPEST)  # theory sums over layers
+        for name in ("weight_variance", "bias_variance"):
+            if not representable(value := getattr(spec, name), self.dtype):
+                raise ValueError(f"{name}: expected a number that {self.dtype} can hold, got {value:g}")
         with jax.enable_x64(self.x64):
             omega, variance = float(theory.propagation_factor(spec)), float(theory.jacobian_variance(spec))
         if not 0 < variance < math.inf:

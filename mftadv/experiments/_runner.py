@@ -170,7 +170,7 @@ def show(folder: Path | str) -> Result:
     with xarray.open_dataset(Path(folder) / "data.nc", engine="h5netcdf") as stored:
         data = stored.load()
     with jax.enable_x64(experiment.x64):
-        return Result(experiment, Path(folder), data, compare.judge(experiment.claims(data), FAMILY_ERROR))
+        return Result(experiment, Path(folder), data, compare.judge(experiment.claims(data)))
 
 
 def _read(folder: Path | str) -> tuple[Experiment, Any, list[int]]:
@@ -310,7 +310,7 @@ def _finish(
         return Result(experiment, folder, None, ())
     data = dataset(plan, whole, into, experiment.axes)
     data = data.assign(_predictions(experiment, plan.cells))
-    judged = compare.judge(experiment.claims(data), FAMILY_ERROR)
+    judged = compare.judge(experiment.claims(data))
     if folder is not None and not into.is_published:
         into.publish(dict(_outputs(experiment, data, judged)))
     return Result(experiment, folder, data, judged)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
-from scipy import special, stats
+from scipy import special
 
 from mftadv import statistics, theory
 from mftadv.attack import capacity_for
@@ -151,6 +151,8 @@ def excess(spec: NetworkSpec) -> float:
 
 def mean_scale(spec: NetworkSpec) -> float:
     """E r, exactly; E |g_n| = sqrt 2 Gamma((n + 1)/2) / Gamma(n/2)."""
+    from scipy import stats
+
     N, B = spec.width, np.arange(1, spec.width + 1)
     layer = stats.binom.pmf(B, N, 0.5) @ special.poch(B / 2, 0.5) * 2 / math.sqrt(N)
     return float(special.poch(N / 2, 0.5) * math.sqrt(2 / N) * layer**spec.depth)

@@ -121,7 +121,7 @@ class LossBounds(OfNetworks):
         if bad := [eps for eps in self.eps if eps == 0 or not representable(eps, self.dtype)]:
             raise ValueError(f"eps: expected finite numbers > 0 in {self.dtype}, got {bad[0]}")
         for name, value in (*(("dims", d) for d in self.dims), *(("outputs", K) for K in self.outputs)):
-            check_positive(name, value)
+            check_positive(name, value, 2**31 - 1)
 
     def _cells(self) -> Iterator[Cell]:
         """One for each p, q and eps at the inputs; one for each shape and p at gaussian inputs."""

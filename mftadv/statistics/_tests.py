@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import ArrayLike, Float, Shaped
-from scipy import optimize, special, stats
+from scipy import special
 
 Draws = Shaped[ArrayLike, "n ..."]
 
@@ -304,6 +304,8 @@ def scale_mixture_cdf(x: ArrayLike, variance: float, kurtosis: float, skewness: 
     def excess(tau: float) -> float:
         return log_moment(2, tau) - 2 * log_moment(1, tau) - w
 
+    from scipy import optimize  # as long to import as all else here
+
     # with u = -tau skewness / 3 the excess is at least tau^2 / ((1 + u) (1 + 2 u)) - w, which is positive at the end
     tau = float(optimize.brentq(excess, 0, 4 * math.sqrt(w))) if skewness and w else math.sqrt(w)  # pyright: ignore[reportArgumentType]
     nodes, weights = _normal_nodes()
@@ -355,6 +357,8 @@ def law_test(sample: Float[ArrayLike, " n"], variance: float, kurtosis: float, s
     count = len(ordered)
     if sample.ndim != 1 or count == 0:
         raise ValueError(f"sample: expected shape [n] with a finite draw, got {sample.shape} with {count} finite")
+
+    from scipy import stats  # half a second that importing this package should not take
 
     def distance(kurtosis: float, skewness: float = 0.0) -> float:
         law = scale_mixture_cdf(ordered, variance, kurtosis, skewness)

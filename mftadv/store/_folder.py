@@ -194,8 +194,8 @@ class RunFolder:
 
     @property
     def digest(self) -> str:
-        """A checksum of what results are made from: the identity of the run and its parts."""
-        return self._parts.digest
+        """A checksum of what results are made from: the run's identity, its parts, how many networks it is to have."""
+        return self._parts.digest(self._record.networks)
 
     @property
     def is_published(self) -> bool:

@@ -58,7 +58,7 @@ def status(path: Path | str, check: bool = False) -> Status:
         missing=sum(map(len, missing)),
         damaged=[f"{FOLDER}/{path.name}" for path in damaged],
         has_results=record.has_results(folder, check),
-        is_current=record.results_of == parts.digest,
+        is_current=record.results_of == parts.digest(record.networks),
     )
 
 
@@ -132,12 +132,14 @@ def candidates(pattern: Path, identity: Mapping[str, Any]) -> Iterator[Path]:
 
     First the folders of this very run that are not finished, from the latest on, then the names that are free.
     """
-    numbered = [pattern.with_name(pattern.name.replace("{}", str(number))) for number in range(1, 10**6)]
-    taken = list(itertools.takewhile(os.path.lexists, numbered))
+    numbered = lambda first: (  # noqa: E731
+        pattern.with_name(pattern.name.replace("{}", str(number))) for number in itertools.count(first)
+    )
+    taken = list(itertools.takewhile(os.path.lexists, numbered(1)))
     for path in reversed(taken):
         with contextlib.suppress(ValueError):
             found = status(path)
             same = not any(differences(read_record(path).identity, jsonable(identity)))
             if same and (found.missing or not (found.has_results and found.is_current)):
                 yield path
-    yield from numbered[len(taken) :]
+    yield from (path for path in numbered(len(taken) + 1) if not os.path.lexists(path))

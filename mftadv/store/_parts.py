@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,10 +101,9 @@ class Parts:
         """How many networks of a cell there are."""
         return sum(map(len, self._done[cell]))
 
-    @property
-    def digest(self) -> str:
-        """A checksum of the run's identity and of the content of its parts."""
-        return digest([self._run, sorted(part.path.name for part in self.list)])
+    def digest(self, networks: Sequence[int]) -> str:
+        """A checksum of the run's identity, of the content of its parts, and of how many networks are wanted of it."""
+        return digest([self._run, networks, sorted(part.path.name for part in self.list)])
 
     def identify(self, path: Path) -> Part:
         """The part that a file is by its name and its size.

@@ -3,17 +3,20 @@
 from mftadv.sweep._cells import Cell, Dataset, Observer
 from mftadv.sweep._compute import InMemory, Plan, compute, plan_cells
 from mftadv.sweep._dataset import dataset, moments_of, sample_of
-from mftadv.sweep._memory import host_memory, memory
+from mftadv.sweep._memory import check_devices, host_memory, memory
 from mftadv.sweep._monte_carlo import Draws, draws, monte_carlo
+from mftadv.sweep._program import DEEPEST
 from mftadv.sweep._sweep import describe, in_bytes, sweep
 
 __all__ = [
+    "DEEPEST",
     "Cell",
     "Dataset",
     "Draws",
     "InMemory",
     "Observer",
     "Plan",
+    "check_devices",
     "compute",
     "dataset",
     "describe",

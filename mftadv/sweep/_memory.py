@@ -18,6 +18,18 @@ _CONTAINERS = (  # the memory that a container may take, and takes: control grou
 )
 
 
+def check_devices() -> None:
+    """Refuse to go on without any device.
+
+    Raises:
+        RuntimeError: JAX finds no device of the platforms that it is told to use.
+    """
+    try:
+        jax.devices()
+    except Exception as error:  # an AssertionError without words, for some platforms
+        raise RuntimeError(f"JAX finds no device of the platform {jax.config.jax_platforms!r}: {error}") from None
+
+
 def memory(mesh: Mesh | None) -> tuple[float, int]:
     """Bytes of each device: those that are free, inf where that is not known, and those a chunk may take."""
     device = mesh.devices.flat[0] if mesh else jax.devices()[0]

@@ -17,7 +17,8 @@ from mftadv.statistics import moments
 from mftadv.sweep._memory import bytes_taken, estimated_bytes, memory
 from mftadv.sweep._static import Static
 
-_LARGEST = 2**31 - 1  # networks of a chunk, which are counted in int32
+_LARGEST = 2**31 - 1  # networks of a chunk, and positions in an array, which are counted in int32
+DEEPEST = 2000  # layers; each is traced and compiled on its own
 _CELLS = 16  # how many times the networks that fit into the memory budget one call draws, cell after cell
 
 
@@ -66,15 +67,27 @@ class Program:
     call: Callable[[int, int, Any, Any], Any]
 
 
+def _check_sizes(spec: NetworkSpec) -> None:
+    """Refuse networks that no program can be made for: it would take minutes, and all memory, to find that out.
+
+    Raises:
+        ValueError: the depth or a dimension is too large.
+    """
+    for name in ("width", "input_dim", "output_dim"):
+        check_positive(name, getattr(spec, name), _LARGEST)
+    check_positive("depth", spec.depth, DEEPEST)
+
+
 def trace(statistic: Any, key: jax.Array, spec: NetworkSpec, operands: Any) -> Traced:
     """Trace a statistic at one cell; nothing is compiled.
 
     Raises:
-        ValueError: the key is not one JAX key or of an "rbg" kind, the statistic is not a hashable function or does
-            not return real arrays.
+        ValueError: the key is not one JAX key or of an "rbg" kind, the networks are too large, the statistic is not a
+            hashable function or does not return real arrays.
     """
     static = Static(statistic)
     check_key(key)
+    _check_sizes(spec)
     if "rbg" in str(jax.random.key_impl(key)):
         raise ValueError(f"key: expected one whose draws do not depend on the batch, got {jax.random.key_impl(key)}")
     spec, operands = as_arrays((spec, operands))

@@ -4,7 +4,7 @@ import functools
 import math
 
 import numpy as np
-from scipy import optimize, special
+from scipy import special
 
 # Largest min(rows, columns) at which the law of the largest singular value is integrated: tens of milliseconds, and
 # the limiting law is close enough beyond.
@@ -36,6 +36,8 @@ def jensen_bound(n: int, r: float, expected_maximum_norm: float) -> float:
         # ln(n E|g|^r)/r is least where r d(ln E|g|^r)/dr - ln E|g|^r, an increasing function, meets ln n
         def slope(t: float) -> float:
             return t / 2 * (math.log(2) + special.digamma((t + 1) / 2)) - log_absolute_moment(t) - math.log(n)
+
+        from scipy import optimize  # a third of a second that importing this package should not take
 
         exponent = min(r, 4 * math.log(n) + 4)
         if slope(2) >= 0:
