@@ -8,8 +8,8 @@ import signal
 import sys
 
 # Run as a command, this may be interrupted while all of it is imported: it ends at once then, without a traceback.
-if _is_command := os.path.basename((sys.argv or [""])[0]) in ("-m", "mftadv"):
-    _handler = signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+_is_command = os.path.basename((sys.argv or [""])[0]) in ("-m", "mftadv")
+_handler = signal.signal(signal.SIGINT, lambda *_: os._exit(130)) if _is_command else None
 
 from mftadv.spec import NetworkSpec
 from mftadv import theory

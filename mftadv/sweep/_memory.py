@@ -27,7 +27,8 @@ def check_devices() -> None:
     try:
         jax.devices()
     except Exception as error:  # an AssertionError without words, for some platforms
-        raise RuntimeError(f"JAX finds no device of the platform {jax.config.jax_platforms!r}: {error}") from None
+        platforms = os.environ.get("JAX_PLATFORMS")
+        raise RuntimeError(f"JAX finds no device of the platform {platforms!r}: {error}") from None
 
 
 def memory(mesh: Mesh | None) -> tuple[float, int]:
