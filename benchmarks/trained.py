@@ -84,7 +84,7 @@ def against_trained(
 @functools.cache
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """All images, as rows of pixels in [0, 1], and their classes; the last `HELD_OUT` are not trained on."""
-    images, labels = load_digits(return_X_y=True)
+    images, labels = map(np.asarray, load_digits(return_X_y=True))
     return (images / 16).astype(np.float32), labels.astype(np.int32)
 
 
