@@ -88,12 +88,14 @@ def test_traced_axes_share_a_compilation():
 
 @pytest.mark.parametrize("options", [{"batch_size": 7}, {"batch_size": 1}])
 @pytest.mark.slow
-def test_chunked_is_whole(whole, options):
+def test_chunked_is_whole(whole, options, monkeypatch):
+    monkeypatch.setattr(_compute, "_LONG", 0)
     told = Told()
     same(run(observer=told, **options), whole)
     assert told.shares == sorted(told.shares)
     assert (told.shares[0], told.shares[-1]) == (0, 1)
     assert told.lines[0].startswith("plan      16 cells by 4 programs")
+    assert [line.split()[0] for line in told.lines] == ["plan", "time"]
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from mftadv.sweep._monte_carlo import check_range
 from mftadv.sweep._program import Program, Traced, compile_program, trace
 from mftadv.sweep._static import Static
 
+_LONG = 5.0  # seconds from which on it is said how long a run will take
 _STRETCH = 2.0  # seconds of work after which it is handed on, at the latest when a chunk ends
 
 Layout = Mapping[str, tuple[tuple[int, ...], str]]
@@ -192,7 +193,7 @@ def compute(
         )  # fmt: skip
 
     ahead, programs = _compiled_ahead(compiled, list(needed), batch_size), {}
-    stored = time.monotonic()
+    stored, estimated = time.monotonic(), False
     for cells, some in work:
         group = plan.group_of[cells[0]]
         if group not in programs:
@@ -205,6 +206,7 @@ def compute(
                 while begin < some.stop:
                     observer.progress(1 - left / total, _coordinates(plan.cells[at[0]]))
                     chunk = range(begin, min(begin + programs[group].batch_size, some.stop))
+                    begun = time.monotonic()
                     try:
                         pending.append(_draw(plan, programs[group], at, chunk))
                     except (jax.errors.JaxRuntimeError, MemoryError) as error:
@@ -215,7 +217,11 @@ def compute(
                         programs[group] = compiled(group, size // 2)
                         continue
                     begin = chunk.stop
-                    left -= weight[group] * len(at) * len(chunk)
+                    drawn = weight[group] * len(at) * len(chunk)
+                    left -= drawn
+                    if not estimated and (seconds := left / drawn * (time.monotonic() - begun)) > _LONG:
+                        observer.say(f"time      about {seconds:.0f} s, by the first chunk, compiling aside")
+                    estimated = True
                     if begin == some.stop or time.monotonic() - stored > _STRETCH:
                         store.write_part(at, range(start, begin), _joined(pending, plan.reduced))
                         start, pending, stored = begin, [], time.monotonic()
