@@ -269,8 +269,8 @@ def capacity_for(
 
     Memory and time of a network grow as L N (inputs + cotangents) and as L N (inputs + cotangents)^2. At N = 10^5,
     L = 10 and one input, an attack by "frugal" (9 evaluations) needs about 1 GB. "default" (300 without its scored
-    starts, which a matrix-free network leaves out) takes 28 times the memory and 99 times the time of "frugal", measured
-    at N = 1000 and L = 10: "frugal" is the preset for matrix-free networks.
+    starts, which a matrix-free network leaves out) takes 28 times the memory and 99 times the time, measured at
+    N = 1000 and L = 10: "frugal" is the preset for matrix-free networks.
 
     Args:
         spec: the law of the network.
