@@ -135,6 +135,7 @@ def run(
         for line in experiment.describe(cells):
             observer.say(line)
         plan = plan_cells(cells, key, mesh=mesh)
+        _check_memory(plan, [budget.networks or 2] * len(cells))  # before a folder is begun
         identity = identity_of(experiment, cells, key)
         if budget.dry_run:
             counts = _counts(experiment, cells, budget)
@@ -275,7 +276,15 @@ def _counts(experiment: Experiment, cells: Sequence[Cell], budget: Budget, befor
 
 
 def _say_plan(observer: Observer, plan: Plan, counts: Sequence[int]) -> None:
-    """How many networks, by how many programs, in how much memory.
+    """How many networks, by how many programs, in how much memory; see `_check_memory`."""
+    results = sum(count * plan.bytes_stored(i) for i, count in enumerate(counts))
+    networks = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    observer.say(f"plan      {describe(plan)}, all results of {networks} networks each {in_bytes(results)}")
+    _check_memory(plan, counts)
+
+
+def _check_memory(plan: Plan, counts: Sequence[int]) -> None:
+    """Refuse a run that is too large.
 
     Raises:
         ValueError: a network, or all results, would not fit into memory.
@@ -283,8 +292,6 @@ def _say_plan(observer: Observer, plan: Plan, counts: Sequence[int]) -> None:
     each = max(traced.bytes_each for traced in plan.groups)
     results = sum(count * plan.bytes_stored(i) for i, count in enumerate(counts))
     available, host = memory(plan.mesh)[0], host_memory()
-    networks = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    observer.say(f"plan      {describe(plan)}, all results of {networks} networks each {in_bytes(results)}")
     if each > 2 * available:
         raise ValueError(
             f"width: expected networks that fit into {in_bytes(available)} of memory, "

@@ -29,6 +29,7 @@ from mftadv.sweep import Cell, sample_of
 
 _PAPER = {"data": "gaussian", "width": 5000, "depth": 10, "bias_variance": 0.0}
 _AFFORDABLE = 4 * 10**9  # the cost, in random numbers drawn, of a run that names no number of networks
+_LEAST_COST = 2000  # what any network costs, however small it is, in the same unit: measured at N = 2
 
 # Entries of J stored of all networks and inputs; columns of J are exchangeable, so some stand for all.
 _MAX_ENTRIES = 2**24
@@ -122,7 +123,8 @@ class JacobianLaw(OfNetworks):
 
     def networks(self, cells: Sequence[Cell]) -> Sequence[int]:
         return [
-            int(min(max(self.resolution(cell).values()), max(8, _AFFORDABLE // least_cost(cell)))) for cell in cells
+            int(min(max(self.resolution(cell).values()), max(8, _AFFORDABLE // max(_LEAST_COST, least_cost(cell)))))
+            for cell in cells
         ]
 
     def resolution(self, cell: Cell) -> Mapping[str, float]:
