@@ -204,9 +204,10 @@ class LossBounds(OfNetworks):
 
     def tables(self, data: Any, judged: Sequence[Judgement], wide: bool = False) -> Sequence[Any]:
         rows = self.rows(data, judged)
+        of_part = {part: [row for row in rows if part in row["part"].split()] for part in ("inputs", "d", "K")}
         return [
-            _table(part, varied, [row for row in rows if part in row["part"].split()], wide)
-            for part, varied in (("inputs", "eps"), ("d", "d"), ("K", "K"))
+            _table("inputs", "eps", of_part["inputs"], wide),
+            *(_table(part, part, sorted(of_part[part], key=lambda row: row[part]), wide) for part in ("d", "K")),
         ]
 
 
