@@ -138,18 +138,17 @@ def run(
         _check_memory(plan, [budget.networks or 2] * len(cells))  # before a folder is begun
         identity = identity_of(experiment, cells, key)
         if budget.dry_run:
-            counts = _counts(experiment, cells, budget)
-            _say_plan(observer, plan, counts)
+            _say_plan(observer, experiment, plan, _counts(experiment, cells, budget))
             return Result(experiment, None, None, ())
         if folder is None:
             counts = _counts(experiment, cells, budget)
-            _say_plan(observer, plan, counts)
+            _say_plan(observer, experiment, plan, counts)
             return _finish(experiment, plan, counts, budget, InMemory(), observer)
         layouts = [plan.layout(i) for i in range(len(cells))]
         session = store.provenance(mesh=mesh, batch_size=budget.batch_size)
         with _opened(folder, identity, layouts, session, observer) as opened:
             counts = _counts(experiment, cells, budget, opened.networks)
-            _say_plan(observer, plan, counts)
+            _say_plan(observer, experiment, plan, counts)
             opened.aim(counts)
             return _finish(experiment, plan, counts, budget, opened, observer)
 
@@ -275,12 +274,15 @@ def _counts(experiment: Experiment, cells: Sequence[Cell], budget: Budget, befor
     return list(before) if any(before) else list(experiment.networks(cells))
 
 
-def _say_plan(observer: Observer, plan: Plan, counts: Sequence[int]) -> None:
-    """How many networks, by how many programs, in how much memory; see `_check_memory`."""
+def _say_plan(observer: Observer, experiment: Experiment, plan: Plan, counts: Sequence[int]) -> None:
+    """How many networks, by how many programs, in how much memory (see `_check_memory`), and how many claims need."""
     results = sum(count * plan.bytes_stored(i) for i, count in enumerate(counts))
     networks = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     observer.say(f"plan      {describe(plan)}, all results of {networks} networks each {in_bytes(results)}")
     _check_memory(plan, counts)
+    for needed in filter(None, map(experiment.resolution, plan.cells)):
+        numbers = (f"{name} {number:,.0f}" for name, number in sorted(needed.items(), key=lambda item: item[1]))
+        observer.say(f"claims    networks to see 5%: {', '.join(numbers)}")
 
 
 def _check_memory(plan: Plan, counts: Sequence[int]) -> None:
