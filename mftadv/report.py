@@ -183,4 +183,5 @@ class Terminal(Observer):
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        self._bar.stop()
+        if self._bar.live.is_started:  # what never started would print an empty line
+            self._bar.stop()
