@@ -434,6 +434,12 @@ def test_what_does_not_fit_into_memory_is_refused_before_anything_is_compiled(tm
             _compute.plan_cells([Cell({}, spec, (np.float32(0),), scaled)], jax.random.key(0))
 
 
+@pytest.mark.slow
+def test_networks_too_narrow_for_an_expansion_are_drawn_all_the_same():
+    result = mf.run(experiments.FiniteWidth(widths=(2,), depth=2), None, Budget(20))
+    assert result.experiment.figures(result.data, result.judged).keys() == {"finite_width"}
+
+
 # Killed at any moment
 
 KILLED = """

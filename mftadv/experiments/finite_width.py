@@ -1,5 +1,6 @@
 """Theory against width: what a finite width N does to the Jacobian of a ReLU network, from N = 30 to a million."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -165,6 +166,13 @@ def first_order(spec: NetworkSpec) -> float:
     return theory.spectral_norm_mean(across) / beta - 1
 
 
+def _if_known(spec: NetworkSpec) -> float:
+    """The error to first order, nan where N is so small that there is no such order."""
+    with contextlib.suppress(ValueError):
+        return first_order(spec)
+    return math.nan
+
+
 def _figure(judged: Sequence[Judgement], widths: Sequence[int], depth: int):
     """Three panels: kurtosis, shortfall of the length, error of the coefficients."""
     from matplotlib.figure import Figure
@@ -207,7 +215,7 @@ def _figure(judged: Sequence[Judgement], widths: Sequence[int], depth: int):
     label(b, 0.96, 0.87, "exact: a product of $\\chi$ laws\n(dashed: $1 - e^{-w/8}$, $w = \\ln F$)", RED)
     panel(c, "(c) error of sharp coefficients, $|E\\,\\|J\\|_{p \\to 2}/\\beta - 1|$", "as in (b)")
     c.plot(N, shortfall, color=RED, lw=1.2)
-    c.plot(N, [first_order(spec) for spec in specs], color=ORANGE, lw=1.2)
+    c.plot(N, [_if_known(spec) for spec in specs], color=ORANGE, lw=1.2)
     dots(c, "coefficient_error", "s", ORANGE, K=_ROWS)
     dots(c, "coefficient_error", "v", shift=0.9, K=1, p=1.0)
     dots(c, "shortfall")
