@@ -5,11 +5,14 @@ import functools
 import inspect
 import pkgutil
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
 import mftadv as mf
+from mftadv import experiments
 
 ROOT = Path(__file__).parent.parent
 ROWS = [
@@ -78,3 +81,44 @@ def test_the_glossary_has_every_public_name():
     assert public <= named, public - named
     fields = {f"mf.NetworkSpec.{field.name}" for field in dataclasses.fields(mf.NetworkSpec)}
     assert fields <= named, fields - named
+
+
+def test_the_commands_of_all_pages_are_understood():
+    from mftadv import cli
+
+    pages = {path: path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
+    shown = re.findall(r"^    mftadv (.*?)(?: +#.*)?$", pages[ROOT / "docs" / "running.md"], re.MULTILINE)
+    assert len(shown) > 5
+    for text in pages.values():
+        shown += re.findall(r"`mftadv ((?:validate|bounds|width)[^`]*)`", text)
+    for command in shown:
+        if "--help" not in command:
+            assert callable(cli._parse(command.split())), command
+    with pytest.raises(ValueError, match="widht"):
+        cli._parse(["validate", "--widht", "3"])
+
+
+@pytest.mark.slow
+def test_the_code_of_running_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "running.md").read_text()
+    names = {"__name__": "running"}
+    monkeypatch.setitem(sys.modules, "running", types.ModuleType("running"))  # where a dataclass looks for its names
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "running.md", "exec"), names)
+    result, data, found = names["result"], names["data"], names["found"]
+    assert "fails" not in result.counts
+    assert [judged.verdict for judged in names["again"].judged] == [judged.verdict for judged in result.judged]
+    assert set(data["entries"].dims) == {"cell", "network", "input", "output", "column"}
+    assert abs(names["variance"].item() / float(mf.theory.jacobian_variance(names["experiment"].law)) - 1) < 0.5
+    assert dict(found["value"].sizes) == {"weight_variance": 2, "size": 2}
+    assert capsys.readouterr().out.splitlines()[-1] == "{'holds': 2}"
+    inside = {path.name for path in Path("results/law").iterdir()}
+    listed = re.search(r"\| name \| content \|\n\|[-|]+\|\n(.*?)\n\n", page, re.DOTALL).group(1)
+    assert inside == {name.strip("/ ") for row in listed.splitlines() for name in row.split("|")[1].split(",")}
+
+    (toml,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    Path("sweep.toml").write_text(toml)
+    swept = experiments.SweepFile.read("sweep.toml").run("results/sweep")
+    assert dict(swept["norm"].sizes) == {"depth": 2, "p": 3}
+    assert float(abs(swept["jacobian_variance"] / swept["theory_jacobian_variance"] - 1).max()) < 0.5
