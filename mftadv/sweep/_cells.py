@@ -47,7 +47,7 @@ class Cell:
 
 
 def _text(of: Any) -> str:
-    """A statistic in words that change when it does: the fields of a dataclass, the compiled code of a function."""
+    """A text that changes when a statistic does: from the fields of a dataclass, the compiled code of a function."""
     match of:
         case types.FunctionType():
             inside = [cell.cell_contents for cell in of.__closure__ or ()]
