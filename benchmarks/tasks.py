@@ -195,7 +195,7 @@ def sweep_of_networks(quick: bool) -> Benchmark:
 
 
 def matrix_free(quick: bool) -> Benchmark:
-    """J and a of many wide networks, each drawn as it is asked: against torch's draw and backward pass of one."""
+    """J and a of many wide networks, each drawn as it is multiplied: against torch's draw and backward pass of one."""
     specs = {K: mf.NetworkSpec(8, K, 16, 2) if quick else mf.NetworkSpec(1000, K, 5000, 10) for K in (1, 10)}
     num_networks = 8 if quick else 256
     keys = jax.random.split(jax.random.key(0, impl=FAST_KEY), num_networks)
@@ -266,7 +266,7 @@ def attack_one(quick: bool) -> Benchmark:
 
     network = jax.block_until_ready(jax.jit(mf.init)(key, spec))
     matrix_free, dense = jax.jit(drawn), jax.jit(_attacked)
-    # each look is a pass up and a pass down, over every entry, by 21 looks
+    # each of 21 evaluations of value and gradient is a pass up and a pass down over every entry
     work = {"bytes": 2 * 21 * 4 * _entries(spec), "flops": 2 * 2 * 21 * _entries(spec)}
     contenders = [
         Contender("ours, matrix-free, draw and attack", lambda: matrix_free(key, spec, x, eps)),

@@ -156,7 +156,7 @@ def _parse(arguments: Sequence[str]) -> Callable[[Terminal], int]:
     except SystemExit as stop:
         if not stop.code:
             raise
-        # a box, drawn as the terminal allows: its title, rules, and between them paragraphs, the first the message
+        # tyro prints a box: a title, then paragraphs between rules, of which the first is the message
         lines = [line.strip("╭╮╰╯│─ ") for line in box.getvalue().splitlines()[1:]]
         body = itertools.dropwhile(lambda line: not line.strip("-"), lines)
         raise ValueError(" ".join(itertools.takewhile(lambda line: line.strip("-"), body))) from None
@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(130, "interrupted; the same command goes on from what is stored")
     except ValueError as error:
         names, expected, rest = str(error).partition(": expected")
-        if EXPERIMENTS.keys() & arguments[:1] and re.fullmatch(r"\w+(, \w+)*", names):  # by the names of the options
+        if EXPERIMENTS.keys() & arguments[:1] and re.fullmatch(r"\w+(, \w+)*", names):  # as options are named
             names = re.sub(r"\w+", lambda name: "--" + name[0].replace("folder", "out").replace("_", "-"), names)
         return _fail(2, names + expected + rest)
     except (OSError, MemoryError, OverflowError, RuntimeError) as error:

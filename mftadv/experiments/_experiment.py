@@ -47,7 +47,7 @@ class Experiment(abc.ABC):
 
     @abc.abstractmethod
     def networks(self, cells: Sequence[Cell]) -> Sequence[int]:
-        """How many networks each cell is to have where nothing else is asked for."""
+        """How many networks each cell is to have where the budget names no number."""
 
     @abc.abstractmethod
     def claims(self, data: Dataset) -> Sequence[Claim]:

@@ -214,8 +214,10 @@ def merge(folder: Path | str, shards: Sequence[Path | str], observer: Observer |
     Source: ours.
     """
     observer = observer or Observer()
+    if not shards:
+        raise ValueError("shards: expected at least one folder, got none")
+    experiment, key, _ = _read(shards[0])  # before anything is copied
     store.merge(folder, shards, observer.say)
-    experiment, key, _ = _read(folder)
     return run(experiment, folder, key=key, observer=observer)
 
 

@@ -28,8 +28,18 @@ _ROWS, _COLUMNS = 10, 1000  # K and d of the networks with K > 1
 _EXPONENTS = (1.0, 2.0, math.inf)
 
 
-def statistic(key: Key[Array, ""], spec: NetworkSpec) -> dict[str, Array]:
-    """Of one network the Frobenius norm of J and its norms p -> 2, as `norm_p`; for K > 1 of p = 2 alone."""
+@dataclasses.dataclass(frozen=True)
+class Statistic:
+    """Of one network the Frobenius norm of J and its norms p -> 2, as `norm_p`; for K > 1 of p = 2 alone.
+
+    It is a value, so that runs are told apart by it and not by its code.
+    """
+
+    def __call__(self, key: Key[Array, ""], spec: NetworkSpec) -> dict[str, Array]:
+        return _norms(key, spec)
+
+
+def _norms(key: Key[Array, ""], spec: NetworkSpec) -> dict[str, Array]:
     # Cells that shared the networks' keys would share some of their noise, and err together. The keys come from a loop:
     # a compiler that fuses a key's derivation into a draw repeats it for every entry drawn.
     own = jnp.asarray([spec.width, spec.output_dim], jnp.uint32)
@@ -87,7 +97,7 @@ class FiniteWidth(Experiment):
         specs = [NetworkSpec(max(N, 100), 1, N, L) for N in widths]
         # ten rows take ten times the memory and up to a hundred times the work: every second width of those that fit
         specs += [NetworkSpec(_COLUMNS, _ROWS, N, L) for N in sorted([N for N in widths if 100 <= N <= 100_000][::-2])]
-        return [Cell({"width": spec.width, "K": spec.output_dim}, spec, (), statistic) for spec in specs]
+        return [Cell({"width": spec.width, "K": spec.output_dim}, spec, (), Statistic()) for spec in specs]
 
     def networks(self, cells: Sequence[Cell]) -> Sequence[int]:
         """Equal work, so that all widths are seen as well."""

@@ -103,7 +103,7 @@ class JacobianLaw(OfNetworks):
     }
 
     paper: dataclasses.InitVar[bool] = False
-    """The paper's configuration wherever no other is asked for: gaussian inputs, d=1000, N=5000, L=10, no bias."""
+    """The paper's configuration for options left at their defaults: gaussian inputs, d=1000, N=5000, L=10, no bias."""
 
     def __post_init__(self, paper: bool):
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
@@ -129,7 +129,7 @@ class JacobianLaw(OfNetworks):
 
     def resolution(self, cell: Cell) -> Mapping[str, float]:
         spec, num_inputs = cell.spec, len(cell.operands[0])
-        # the table is made of measurements; its size does not need to be known to the last row
+        # the share of one claim in the family error, for about as many claims as there will be
         level = FAMILY_ERROR / (num_inputs * (12 + 3 * len(norm_pairs(spec))))
         planned = _PLANNED - (0.01 if spec.block == "residual" else 0)
         needed = {}

@@ -107,7 +107,7 @@ class LossBounds(OfNetworks):
     def cells(self) -> Sequence[Cell]:
         self._check()
         cells = list(self._cells())
-        # runs that share a program next to each other; each program where it comes first
+        # cells that share a program are next to each other, in the order in which programs are first needed
         programs = [(cell.statistic, cell.operands[0].shape, cell.spec.output_dim) for cell in cells]
         order = sorted(range(len(cells)), key=lambda i: programs.index(programs[i]))
         return [cells[i] for i in order]

@@ -146,26 +146,26 @@ def maximise_linear(
     radius, box = read_ball(g, radius), read_box(g, lower, upper)
     if box is None:
         return radius * dual_vector(g, p)
-    # Along sign(g) and in units of the radius, beyond which no coordinate can go.
-    room = jnp.minimum(jnp.where(g < 0, -box[0], box[1]) / jnp.where(radius > 0, radius, 1), 1)
+    # How far each coordinate can go along sign(g), in units of the radius: to the box, or to the ball.
+    limit = jnp.minimum(jnp.where(g < 0, -box[0], box[1]) / jnp.where(radius > 0, radius, 1), 1)
     if p == math.inf:
-        size = room
+        size = limit
     elif p == 1:
         order = jnp.argsort(-jnp.abs(g), axis=-1)
-        filled = jnp.take_along_axis(room, order, axis=-1)
+        filled = jnp.take_along_axis(limit, order, axis=-1)
         spent = jnp.cumulative_sum(filled, axis=-1, include_initial=True)[..., :-1]
         filled = jnp.clip(1 - spent, 0, filled)
-        size = jnp.put_along_axis(room, order, filled, axis=-1, inplace=False)
+        size = jnp.put_along_axis(limit, order, filled, axis=-1, inplace=False)
     else:
-        # A coordinate that exceeds its room while the radius is spent on all that are free fills it in the solution,
-        # where mu is larger. So the full ones only grow in number: at most n passes, a handful in practice.
+        # A coordinate that exceeds its limit while the radius is spent on all that are free is at it in the solution,
+        # where mu is larger. So those at their limit only grow in number: at most n passes, a handful in practice.
         def spend(full):
-            rest = jnp.maximum(1 - jnp.sum(jnp.where(full, room, 0) ** p, axis=-1, keepdims=True), 0) ** (1 / p)
-            return full, jnp.where(full, room, rest * jnp.abs(dual_vector(jnp.where(full, 0, g), p)))
+            rest = jnp.maximum(1 - jnp.sum(jnp.where(full, limit, 0) ** p, axis=-1, keepdims=True), 0) ** (1 / p)
+            return full, jnp.where(full, limit, rest * jnp.abs(dual_vector(jnp.where(full, 0, g), p)))
 
         none = jnp.zeros(g.shape, bool)
         _, size = jax.lax.while_loop(
-            lambda state: jnp.any(state[1] > room), lambda state: spend(state[0] | (state[1] > room)), spend(none)
+            lambda state: jnp.any(state[1] > limit), lambda state: spend(state[0] | (state[1] > limit)), spend(none)
         )
     return jnp.clip(jnp.sign(g) * size * radius, *box)
 

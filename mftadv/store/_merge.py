@@ -43,12 +43,12 @@ def status(path: Path | str, check: bool = False) -> Status:
 
     Args:
         path: of the folder.
-        check: read every file; without it names and sizes are looked at.
+        check: read every file; without it only names and sizes are compared.
 
     Raises:
         ValueError: it is not the folder of a run, or cannot be read.
     """
-    folder, record, parts, damaged = _look(path, check)
+    folder, record, parts, damaged = _inspect(path, check)
     name = record.identity.get("name")
     missing = [gap for cell, stop in enumerate(record.networks) for gap in parts.missing(cell, stop)]
     return Status(
@@ -79,11 +79,11 @@ def merge(target: Path | str, sources: Iterable[Path | str], say: Callable[[str]
             `RunFolder.open`.
         OSError: a part cannot be written.
     """
-    looks = [_look(source) for source in sources]
-    if not looks:
+    inspected = [_inspect(source) for source in sources]
+    if not inspected:
         raise ValueError("sources: expected at least one folder, got none")
-    first, record, *_ = looks[0]
-    for other, its, *_ in looks:
+    first, record, *_ = inspected[0]
+    for other, its, *_ in inspected:
         if different := record.differences(its):
             raise ValueError(f"sources: expected folders of one run, got {first} and {other}: {different}")
     new = dataclasses.replace(
@@ -91,7 +91,7 @@ def merge(target: Path | str, sources: Iterable[Path | str], say: Callable[[str]
     )
     copied = 0
     with RunFolder(resolve(target), new, record.sessions[-1], say) as folder:
-        for source, its, parts, damaged in looks:
+        for source, its, parts, damaged in inspected:
             folder.adopt(its.networks, its.sessions)
             for path, why in damaged.items():
                 say(f"{path.relative_to(source.parent)} is not a part of this run ({why}): not copied.")
@@ -108,7 +108,7 @@ def merge(target: Path | str, sources: Iterable[Path | str], say: Callable[[str]
     return copied
 
 
-def _look(path: Path | str, check: bool = True) -> tuple[Path, Record, Parts, dict[Path, str]]:
+def _inspect(path: Path | str, check: bool = True) -> tuple[Path, Record, Parts, dict[Path, str]]:
     """A run's folder, its record, its parts, and what is wrong with other files."""
     folder = resolve(path)
     try:
@@ -124,7 +124,7 @@ def read_record(path: Path | str) -> Record:
     Raises:
         ValueError: it is not the folder of a run, or cannot be read.
     """
-    return _look(path, check=False)[1]
+    return _inspect(path, check=False)[1]
 
 
 def candidates(pattern: Path, identity: Mapping[str, Any]) -> Iterator[Path]:

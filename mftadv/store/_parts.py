@@ -52,7 +52,7 @@ class Parts:
         Args:
             record: of the run.
             folder: of the run.
-            check: read every file; without it names and sizes are looked at.
+            check: read every file; without it only names and sizes are compared.
 
         Raises:
             ValueError: the folder of parts is something else, a link for instance.
@@ -110,7 +110,7 @@ class Parts:
 
         Raises:
             ValueError: it is none of this run.
-            OSError: it cannot be looked at.
+            OSError: there is no such file, or its size cannot be read.
         """
         match = _NAME.fullmatch(path.name)
         if not match:

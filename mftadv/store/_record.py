@@ -27,7 +27,7 @@ class Record:
     reduced: bool
     networks: list[int]  # how many each cell is to have
     sessions: list[dict[str, Any]]  # the provenances of those who wrote
-    outputs: dict[str, list[str]]  # for each result the checksums that a file of ours under its name may have
+    outputs: dict[str, list[str]]  # for each result the checksums of what this run may have written under its name
     results_of: str | None  # the checksum of what the results were made from
 
     @classmethod

@@ -47,11 +47,11 @@ class Cell:
 
 
 def _text(of: Any) -> str:
-    """A statistic in words that change when it does: the fields of a dataclass, the compiled code of a function."""
+    """A text that changes when a statistic does: from the fields of a dataclass, the compiled code of a function."""
     match of:
         case types.FunctionType():
             inside = [cell.cell_contents for cell in of.__closure__ or ()]
-            return f"{of.__qualname__}{_code(of.__code__)}{_text((of.__defaults__, of.__kwdefaults__, inside))}"
+            return f"{of.__qualname__}{_code(of.__code__, of.__doc__)}{_text((of.__defaults__, of.__kwdefaults__, inside))}"
         case functools.partial():
             return _text((of.func, of.args, of.keywords))
         case type() | types.ModuleType():
@@ -70,8 +70,9 @@ def _text(of: Any) -> str:
             return repr(of)
 
 
-def _code(code: types.CodeType) -> str:
-    constants = [_code(each) if isinstance(each, types.CodeType) else repr(each) for each in code.co_consts]
+def _code(code: types.CodeType, documentation: str | None = None) -> str:
+    every = [each for each in code.co_consts if documentation is None or each != documentation]
+    constants = [_code(each) if isinstance(each, types.CodeType) else repr(each) for each in every]
     return f"{hashlib.sha256(code.co_code).hexdigest()}{code.co_names}{constants}"
 
 

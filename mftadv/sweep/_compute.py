@@ -23,14 +23,14 @@ from mftadv.sweep._program import Program, Traced, compile_program, trace
 from mftadv.sweep._static import Static
 
 _LONG = 5.0  # seconds from which on it is said how long a run will take
-_STRETCH = 2.0  # seconds of work after which it is handed on, at the latest when a chunk ends
+_STRETCH = 2.0  # seconds since results were last stored; after these they are stored when a chunk ends
 
 Layout = Mapping[str, tuple[tuple[int, ...], str]]
 Arrays = Mapping[str, np.ndarray]
 
 
 class InMemory:
-    """Where results go that last as long as their process; the methods are those of `mftadv.store.RunFolder`."""
+    """Where results go that are stored in no folder; the methods are those of `mftadv.store.RunFolder`."""
 
     def __init__(self):
         self.parts: list[Part] = []
@@ -133,7 +133,7 @@ def plan_cells(cells: Sequence[Cell], key: jax.Array, *, reduced: bool = False, 
         raise ValueError("cells: expected at least one, got none")
     numbers: dict[Any, int] = {}
     groups, group_of, firsts, differs = [], [], [], []
-    statics: dict[int, Static] = {}  # by address: the cells keep their statistics alive
+    statics: dict[int, Static] = {}  # by address, which is unique as long as the cells hold them
     for cell in cells:
         static = statics.get(id(cell.statistic)) or statics.setdefault(id(cell.statistic), Static(cell.statistic))
         leaves, structure = jax.tree.flatten((cell.spec, cell.operands))
@@ -179,7 +179,7 @@ def compute(
     for some in networks:
         check_range(some.start, len(some))
     work = list(_work(plan, networks, store))
-    weight = [traced.bytes_each for traced in plan.groups]  # work grows as the numbers that are drawn and held
+    weight = [traced.bytes_each for traced in plan.groups]  # the work of a network is about proportional to its memory
     total = sum(weight[plan.group_of[i]] * len(some) for i, some in enumerate(networks))
     left = sum(weight[plan.group_of[cells[0]]] * len(cells) * len(some) for cells, some in work)
     needed = dict.fromkeys(plan.group_of[cells[0]] for cells, _ in work)
@@ -251,7 +251,7 @@ def _compiled_ahead(compiled: Any, groups: Sequence[int], batch_size: int | None
     The thread is a daemon, so that an interrupted process does not wait for the compiler.
     """
     futures = [Future() for _ in groups]
-    double = jnp.result_type(float) == np.float64  # a setting that belongs to a thread
+    double = jnp.result_type(float) == np.float64  # each thread has its own setting
     stop = threading.Event()
 
     def work():

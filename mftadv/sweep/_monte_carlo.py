@@ -39,7 +39,7 @@ def monte_carlo(
     **A statistic is a pure function of its arguments.** Whatever else it reads is a constant of its compiled program,
     so what varies belongs in `spec` or `operands`, whose values never recompile. A change of its code, of a variable
     in its closure, of a default, of a global that it names, or of an attribute of an object among these is seen, and
-    compiles again; what functions of other modules read is not looked at. Statistics in which nothing of this differs
+    compiles again; what functions of other modules read is not compared. Statistics in which nothing of this differs
     share a program: a lambda in a loop compiles once as long as what it closes over stays the same. The 32 programs
     used last are cached, and no function is kept alive.
 

@@ -110,7 +110,7 @@ def as_arrays(tree: Any) -> Any:
 
 
 def even(size: float, num_networks: int, devices: int) -> int:
-    """The batch size next to `size` of which every device has as much, and whose chunks need the least padding."""
+    """The batch size near `size` that all devices share equally, and whose chunks need the least padding."""
     num_chunks = math.ceil(num_networks / max(1, min(size, num_networks, _LARGEST)))
     return math.ceil(math.ceil(num_networks / num_chunks) / devices) * devices
 
@@ -160,7 +160,7 @@ def compile_program(
     size = even(size, num_networks, devices)
     worth = _CELLS * budget * devices // (traced.bytes_each * size)
     cells = None if num_cells is None else min(num_cells, max(1, worth))
-    if traced.bytes_each > 2 * limit:  # hopeless even where the estimate is twice too high: compiling takes memory too
+    if traced.bytes_each > 2 * limit:  # too large even if the estimate is twice too high; compiling takes memory too
         raise ValueError(
             f"spec: expected a network that fits into {limit / 2**30:.3g} GiB of memory, got one of about "
             f"{traced.bytes_each / 2**30:.3g} GiB"
@@ -195,10 +195,10 @@ def _stacked(tree: Any, axes: tuple[int | None, ...] | None, cells: int | None) 
 
 @functools.lru_cache(maxsize=32)
 def _programs(statistic: Static, structure: Hashable) -> tuple[Any, Any, dict[Any, tuple[int, dict[Hashable, Any]]]]:
-    """The jitted functions of one network and of a chunk, and room for what is compiled, freed with them.
+    """The jitted functions of one network and of a chunk, and a dictionary of what is compiled, freed with them.
 
     JAX would cache the programs of functions at the top of a module for ever, and with them the statistics. Equal
-    statistics share these functions, so that the one which is traced is the one at hand, an argument.
+    statistics share these functions; the statistic is an argument, so that one which still exists is traced.
     """
 
     @functools.partial(jax.jit, static_argnums=0)

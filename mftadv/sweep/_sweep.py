@@ -28,7 +28,7 @@ _FIELDS = {field.name for field in dataclasses.fields(NetworkSpec)}
 
 @dataclasses.dataclass(frozen=True)
 class _ByName:
-    """A statistic whose last operands are keyword arguments, and others of which are fixed."""
+    """A statistic that takes axes by name: those that are traced are its last operands, the static ones are fixed."""
 
     statistic: Callable[..., Any]
     traced: tuple[str, ...]
@@ -70,10 +70,10 @@ def sweep(
         mf.sweep(energy, key, spec, {"depth": [2, 4, 8], "weight_variance": [1.0, 2.0], "eps": [0.1, 0.3]}, x)
 
     With `target`, every point has as many networks as bring the standard errors of all its means to at most that share
-    of the means, by doubling: what decides is looked at after num_networks, twice, four times as many. Stopping at a
-    small estimate of the error favours samples that happen to have one, so that the mean of a skewed statistic is
-    biased, towards small values for a long tail of large ones: for a lognormal law of deviation 1 and a target of 10%
-    from 16 networks on, by 1.4% of the mean; from 256 on by less than .3%.
+    of the means, by doubling: errors are compared with the target after num_networks, twice, four times as many.
+    Stopping at a small estimate of the error favours samples that happen to have one, so that the mean of a skewed
+    statistic is biased, towards small values for a long tail of large ones: for a lognormal law of deviation 1 and a
+    target of 10% from 16 networks on, by 1.4% of the mean; from 256 on by less than .3%.
 
     Args:
         statistic: statistic(key, spec, *operands, **axes) -> pytree of real arrays, for one network.
@@ -111,7 +111,7 @@ def sweep(
     share, shares = shard or (0, 1)
     if not 0 <= share < shares or (shares > 1 and (folder is None or target is not None)):
         raise ValueError(f"shard: expected (i, n) with 0 <= i < n, a folder and no target, got {shard!r}")
-    # Points that share a program next to each other: the axes that are traced vary fastest.
+    # Axes that are traced vary fastest, so that points which share a program are next to each other.
     dims = sorted(grid, key=lambda name: name not in _STATIC and name not in static)
     points = list(_points(statistic, spec, {name: grid[name] for name in dims}, operands, tuple(static)))
     cells = [cell for cell, _ in points]
@@ -175,7 +175,7 @@ def in_bytes(count: float) -> str:
 
 
 def _is_above(found: Mapping[str, Moments], target: float) -> bool:
-    """Whether some mean is not yet known to the target; one whose draws never vary, or are not finite, is."""
+    """Whether some mean has a relative error above the target; not one that never varies, or has no finite draws."""
     errors = [(m.standard_error, np.abs(m.mean)) for m in found.values()]
     return any(bool(np.any(error > target * size)) for error, size in errors)
 

@@ -233,8 +233,8 @@ def adversarial_loss_bound(
         The bound, shaped like the leaves of `spec` and eps; inf where it overflows.
 
     Raises:
-        ValueError: an argument is outside its range, or has no coefficient; a confidence is asked of a kind that is no
-            bound, or of the "residual" block, for which no law at finite width is known.
+        ValueError: an argument is outside its range, or has no coefficient; a confidence is given for a kind that is no
+            bound, or for the "residual" block, for which no law at finite width is known.
 
     Source: the paper, its bound on the adversarial loss, without confidence and but for beta (infinite width; for
     "residual" and u != v J is larger along x than this assumes). With confidence, ours, for independent A and G, to

@@ -89,7 +89,7 @@ def check_size(name: str, value: ArrayLike, positive: bool = False) -> Scalar:
 
 
 def saturation(dtype: Any) -> float:
-    """What stands for an overflown factor of 0 in a derivative, with room for further factors."""
+    """What stands for an overflown factor of 0 in a derivative, small enough not to overflow with further factors."""
     return float(jnp.finfo(dtype).max) ** 0.75
 
 
