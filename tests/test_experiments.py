@@ -202,7 +202,7 @@ def test_cells_of_the_width_share_no_noise(results):
 
 
 def statistic_of(spec):
-    return float(finite_width.statistic(jax.random.key(0), spec)["frobenius"])
+    return float(finite_width.Statistic()(jax.random.key(0), spec)["frobenius"])
 
 
 def test_shortfall_by_simulation_of_its_law():

@@ -36,21 +36,17 @@ class Statistic:
     """
 
     def __call__(self, key: Key[Array, ""], spec: NetworkSpec) -> dict[str, Array]:
-        return _norms(key, spec)
-
-
-def _norms(key: Key[Array, ""], spec: NetworkSpec) -> dict[str, Array]:
-    # Cells that shared the networks' keys would share some of their noise, and err together. The keys come from a loop:
-    # a compiler that fuses a key's derivation into a draw repeats it for every entry drawn.
-    own = jnp.asarray([spec.width, spec.output_dim], jnp.uint32)
-    key = jax.lax.fori_loop(0, 2, lambda i, key: jax.random.fold_in(key, own[i]), key)
-    network = init(key, spec, "matrix_free", capacity_for(spec, linear_representation=1))
-    J = linear_representation(network, jax.nn.one_hot(0, spec.input_dim)).jacobian[:, 1:]
-    J = J * math.sqrt(spec.input_dim / J.shape[1])
-    return {
-        "frobenius": vector_norm(J.ravel(), 2),
-        **{f"norm_{exponent(p)}": exact_operator_norm(J, p, 2) for p in (_EXPONENTS if len(J) == 1 else (2.0,))},
-    }
+        # Cells that shared the networks' keys would share some of their noise, and err together. The keys come from a loop:
+        # a compiler that fuses a key's derivation into a draw repeats it for every entry drawn.
+        own = jnp.asarray([spec.width, spec.output_dim], jnp.uint32)
+        key = jax.lax.fori_loop(0, 2, lambda i, key: jax.random.fold_in(key, own[i]), key)
+        network = init(key, spec, "matrix_free", capacity_for(spec, linear_representation=1))
+        J = linear_representation(network, jax.nn.one_hot(0, spec.input_dim)).jacobian[:, 1:]
+        J = J * math.sqrt(spec.input_dim / J.shape[1])
+        return {
+            "frobenius": vector_norm(J.ravel(), 2),
+            **{f"norm_{exponent(p)}": exact_operator_norm(J, p, 2) for p in (_EXPONENTS if len(J) == 1 else (2.0,))},
+        }
 
 
 @dataclasses.dataclass(frozen=True)

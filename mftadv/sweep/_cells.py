@@ -50,8 +50,8 @@ def _text(of: Any) -> str:
     """A text that changes when a statistic does: from the fields of a dataclass, the compiled code of a function."""
     match of:
         case types.FunctionType():
-            inside = [cell.cell_contents for cell in of.__closure__ or ()]
-            return f"{of.__qualname__}{_code(of.__code__, of.__doc__)}{_text((of.__defaults__, of.__kwdefaults__, inside))}"
+            bound = of.__defaults__, of.__kwdefaults__, [cell.cell_contents for cell in of.__closure__ or ()]
+            return f"{of.__qualname__}{_code(of.__code__, of.__doc__)}{_text(bound)}"
         case functools.partial():
             return _text((of.func, of.args, of.keywords))
         case type() | types.ModuleType():
