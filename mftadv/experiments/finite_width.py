@@ -36,8 +36,8 @@ class Statistic:
     """
 
     def __call__(self, key: Key[Array, ""], spec: NetworkSpec) -> dict[str, Array]:
-        # Cells that shared the networks' keys would share some of their noise, and err together. The keys come from a loop:
-        # a compiler that fuses a key's derivation into a draw repeats it for every entry drawn.
+        # Cells that shared the networks' keys would share some of their noise, and err together. The keys come from a
+        # loop: a compiler that fuses a key's derivation into a draw repeats it for every entry drawn.
         own = jnp.asarray([spec.width, spec.output_dim], jnp.uint32)
         key = jax.lax.fori_loop(0, 2, lambda i, key: jax.random.fold_in(key, own[i]), key)
         network = init(key, spec, "matrix_free", capacity_for(spec, linear_representation=1))

@@ -194,3 +194,21 @@ def test_the_spread_of_one_entry_is_its_kurtosis_less_one(block):
     variance = relative_spread(spec, "jacobian_variance", columns=1, rows=1) ** 2
     assert variance == pytest.approx(float(theory.jacobian_kurtosis(spec)) - 1, rel=1e-5)
     assert variance != pytest.approx(1.05 * float(theory.jacobian_kurtosis(spec)) - 1, rel=1e-2)
+
+
+def test_the_law_of_an_entry_is_off_by_half_of_what_lies_at_0():
+    # gates of a ReLU layer without bias are fair coins: in a layer of 2 all are closed with probability 1/4
+    spec = NetworkSpec(input_dim=3, output_dim=1, width=2, depth=5)
+    generator, count = np.random.default_rng(0), 20_000
+    rows = generator.normal(size=(count, 1, 2))
+    for _ in range(spec.depth):
+        rows = rows * (generator.random((count, 1, 2)) < 0.5) @ generator.normal(size=(count, 2, 2))
+    zero = np.mean(np.all(rows == 0, axis=(1, 2)))
+    expected = 1 - (3 / 4) ** 5
+    assert abs(zero - expected) < 4 * math.sqrt(expected * (1 - expected) / count)
+    rest = theory.entry_law_error(spec.replace(negative_slope=1.0))  # no gate closes
+    fluctuation = math.log(float(theory.finite_width_factor(spec)))
+    assert float(theory.entry_law_error(spec)) == pytest.approx(expected / 2 + 0.04 * fluctuation / 2, rel=1e-5)
+    assert float(rest) == pytest.approx(0.04 * math.log(2) / 2, rel=1e-5)
+    signed = spec.replace(block="signed")
+    assert float(theory.entry_law_error(signed)) < 0.04 * fluctuation
