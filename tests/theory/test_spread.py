@@ -206,9 +206,11 @@ def test_the_law_of_an_entry_is_off_by_half_of_what_lies_at_0():
     zero = np.mean(np.all(rows == 0, axis=(1, 2)))
     expected = 1 - (3 / 4) ** 5
     assert abs(zero - expected) < 4 * math.sqrt(expected * (1 - expected) / count)
-    rest = theory.entry_law_error(spec.replace(negative_slope=1.0))  # no gate closes
-    fluctuation = math.log(float(theory.finite_width_factor(spec)))
-    assert float(theory.entry_law_error(spec)) == pytest.approx(expected / 2 + 0.04 * fluctuation / 2, rel=1e-5)
-    assert float(rest) == pytest.approx(0.04 * math.log(2) / 2, rel=1e-5)
-    signed = spec.replace(block="signed")
-    assert float(theory.entry_law_error(signed)) < 0.04 * fluctuation
+    for law, closed in (
+        (spec, expected),
+        (spec.replace(negative_slope=0.5), 0),
+        (spec.replace(positive_slope=0.0, negative_slope=1.0), expected),
+        (spec.replace(block="signed"), 0),
+    ):
+        fluctuation = math.log(float(theory.finite_width_factor(law)))
+        assert float(theory.entry_law_error(law)) == pytest.approx(closed / 2 + 0.04 * fluctuation / 2, rel=1e-5)
