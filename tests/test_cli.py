@@ -348,7 +348,7 @@ REFUSED_BY_OTHERS = [
     (["status", "absent"], "folder: expected the record of a run, got "),
     (["show", "."], "folder: expected the record of a run, got "),
     (["merge", "new", "absent"], "folder: expected the record of a run, got "),
-    (["merge", "new"], "sources: expected at least one folder, got none"),
+    (["merge", "new"], "shards: expected at least one folder, got none"),
     (["sweep", "absent.toml"], "file: expected a TOML file, got absent.toml"),
     (["show"], "Missing from mftadv show: PATH of the run"),
     (["vaildate"], "vaildate"),

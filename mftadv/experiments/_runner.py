@@ -129,6 +129,7 @@ def run(
     Source: ours.
     """
     budget, observer = budget or Budget(), observer or Observer()
+    observer.say(f"run       {experiment.name}, {'not stored' if folder is None else f'in {folder}'}")
     with jax.enable_x64(experiment.x64):
         cells = experiment.cells()
         key = fastest_key(experiment.seed) if key is None else key

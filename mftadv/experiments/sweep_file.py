@@ -141,9 +141,10 @@ class SweepFile:
                 raise ValueError(f"{name}: expected a table [{name}], got {table!r}")
             if unknown := table.keys() - known:
                 raise ValueError(f"{name}: expected {', '.join(sorted(known))}, got {min(unknown)}")
-        firsts = {
-            name: values[0] for name, values in grid.items() if name in fields and isinstance(values, list) and values
-        }
+        for name, values in grid.items():
+            if not isinstance(values, list) or not values:
+                raise ValueError(f"grid: expected a list of values for {name}, got {values!r}")
+        firsts = {name: values[0] for name, values in grid.items() if name in fields}
         sizes = {"input_dim": 64, "output_dim": 1, "width": 100, "depth": 5}
         spec = NetworkSpec(**{**sizes, **firsts, **network})
         return cls(
