@@ -518,7 +518,7 @@ def test_signals_end_it_at_once(tmp_path, environment):
         assert "Traceback" not in err
     for number in (signal.SIGTERM, signal.SIGINT):
         process = started(tmp_path, environment, "--networks", "5000000", "--out", "run")
-        assert process.stdout.readline().startswith("inputs")
+        assert process.stdout.readline().startswith("run")
         time.sleep(1)
         start = time.monotonic()
         process.send_signal(number)
