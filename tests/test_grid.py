@@ -226,6 +226,12 @@ def test_what_is_refused(options, message):
         sweep(lognormal, KEY, SPEC, grid, **options)
 
 
+def test_without_xarray_it_is_said_before_any_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    with pytest.raises(ModuleNotFoundError, match=r'a dataset needs `pip install "mftadv\[cli\]"`'):
+        sweep(lambda key, spec: pytest.fail("traced"), KEY, SPEC, {"depth": [1]})
+
+
 @dataclasses.dataclass(frozen=True)
 class Scaled:
     inner: object

@@ -28,6 +28,7 @@ from mftadv.sweep import (
     dataset,
     describe,
     host_memory,
+    import_xarray,
     in_bytes,
     memory,
     plan_cells,
@@ -129,6 +130,7 @@ def run(
     Source: ours.
     """
     budget, observer = budget or Budget(), observer or Observer()
+    import_xarray()  # before any work
     observer.say(f"run       {experiment.name}, {'not stored' if folder is None else f'in {folder}'}")
     with jax.enable_x64(experiment.x64):
         cells = experiment.cells()
@@ -162,8 +164,7 @@ def show(folder: Path | str) -> Result:
 
     Source: ours.
     """
-    import xarray
-
+    xarray = import_xarray()
     experiment, _, networks = _read(folder)
     status = store.status(folder, check=True)
     if status.missing or not (status.has_results and status.is_current) or not any(networks):

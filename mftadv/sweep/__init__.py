@@ -1,6 +1,6 @@
 """Many draws of a network: the only place with a vmap over draws, chunks and device meshes."""
 
-from mftadv.sweep._cells import Cell, Dataset, Observer
+from mftadv.sweep._cells import Cell, Dataset, Observer, import_xarray
 from mftadv.sweep._compute import InMemory, Plan, compute, plan_cells
 from mftadv.sweep._dataset import dataset, moments_of, sample_of
 from mftadv.sweep._memory import check_devices, host_memory, memory
@@ -22,6 +22,7 @@ __all__ = [
     "describe",
     "draws",
     "host_memory",
+    "import_xarray",
     "in_bytes",
     "memory",
     "moments_of",

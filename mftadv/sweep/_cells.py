@@ -20,6 +20,19 @@ else:  # imported where one is made: it takes half a second
 Coordinate = float | int | str
 
 
+def import_xarray() -> Any:
+    """The package xarray, which makes datasets.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; the message says how to.
+    """
+    try:
+        import xarray
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f'a dataset needs `pip install "mftadv[cli]"` ({error})') from None
+    return xarray
+
+
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """One point of a grid.

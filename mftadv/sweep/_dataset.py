@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mftadv.statistics import Moments, merge
-from mftadv.sweep._cells import Dataset
+from mftadv.sweep._cells import Dataset, import_xarray
 from mftadv.sweep._compute import Plan, Store, as_moments, moment_names
 
 
@@ -24,7 +24,7 @@ def dataset(
         store: where they are.
         axes: the names of the axes of each variable; "NAME_0", "NAME_1", ... where they are not given.
     """
-    import xarray  # here alone: half a second that importing this package should not take
+    xarray = import_xarray()
 
     layouts = [plan.layout(i) for i in range(len(plan.cells))]
     most = max(map(len, networks))

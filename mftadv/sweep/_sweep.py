@@ -18,7 +18,7 @@ from mftadv import store
 from mftadv.matrices import matmul_precision
 from mftadv.spec import NetworkSpec, check_positive
 from mftadv.statistics import Moments
-from mftadv.sweep._cells import Cell, Dataset, Observer
+from mftadv.sweep._cells import Cell, Dataset, Observer, import_xarray
 from mftadv.sweep._compute import InMemory, Plan, compute, plan_cells
 from mftadv.sweep._dataset import moments_of
 
@@ -105,6 +105,7 @@ def sweep(
     Source: ours.
     """
     observer = observer or Observer()
+    import_xarray()  # before any work
     check_positive("num_networks", num_networks)
     if target is not None and not 0 < target < 1:
         raise ValueError(f"target: expected a share in (0, 1), got {target!r}")
@@ -214,7 +215,7 @@ def _dataset(
     predicted: Sequence[Mapping[str, float]],
 ) -> Dataset:
     """The moments of the cells, which are in the order of the grid, with a dimension for each axis."""
-    import xarray
+    xarray = import_xarray()
 
     shape = tuple(map(len, grid.values()))
     variables = {}
