@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 from mftadv import compare, store
 from mftadv.compare import FAMILY_ERROR, Judgement
 from mftadv.experiments._experiment import Experiment
-from mftadv.matrices import matmul_precision
 from mftadv.spec import check_positive
 from mftadv.sweep import (
     Cell,
@@ -28,10 +27,12 @@ from mftadv.sweep import (
     dataset,
     describe,
     host_memory,
+    identity_of_draws,
     import_xarray,
     in_bytes,
     memory,
     plan_cells,
+    shares,
 )
 
 
@@ -239,17 +240,14 @@ def fastest_key(seed: int) -> jax.Array:
 
 def identity_of(experiment: Experiment, cells: Sequence[Cell], key: jax.Array) -> dict[str, Any]:
     """All that the numbers of a run depend on: configuration, version, cells with their inputs, key, precision."""
-    return {
-        "name": experiment.name,
-        "version": experiment.version,
-        "options": {
-            field.name: store.jsonable(getattr(experiment, field.name)) for field in dataclasses.fields(experiment)
-        },
-        "key": {"impl": str(jax.random.key_impl(key)), "data": np.asarray(jax.random.key_data(key)).tolist()},
-        "dtype": jnp.result_type(float).name,
-        "matmul_precision": str(matmul_precision()),
-        "cells": [{**cell.coords, "fingerprint": cell.fingerprint()} for cell in cells],
-    }
+    return store.jsonable(
+        {
+            "name": experiment.name,
+            "version": experiment.version,
+            "options": experiment,
+            **identity_of_draws(cells, key),
+        }
+    )
 
 
 def _from_json(value: Any) -> Any:
@@ -314,14 +312,12 @@ def _finish(
     experiment: Experiment, plan: Plan, counts: list[int], budget: Budget, into: Any, observer: Observer
 ) -> Result:
     """Draw what is missing, and judge, where it is not a shard alone."""
-    (share, shares), whole = budget.shard, [range(count) for count in counts]
-    own = [range(share * count // shares, (share + 1) * count // shares) for count in counts]
-    compute(plan, own, into, observer, batch_size=budget.batch_size)
+    compute(plan, shares(counts, budget.shard), into, observer, batch_size=budget.batch_size)
     folder = getattr(into, "path", None)
     if any(into.missing(i, count) for i, count in enumerate(counts)):
-        observer.say(f"share {share} of {shares} is drawn; `mftadv merge` joins all of them")
+        observer.say(f"share {budget.shard[0]} of {budget.shard[1]} is drawn; `mftadv merge` joins all of them")
         return Result(experiment, folder, None, ())
-    data = dataset(plan, whole, into, experiment.axes)
+    data = dataset(plan, [range(count) for count in counts], into, experiment.axes)
     data = data.assign(_predictions(experiment, plan.cells))
     judged = compare.judge(experiment.claims(data))
     if folder is not None and not into.is_published:
@@ -338,9 +334,8 @@ def _predictions(experiment: Experiment, cells: Sequence[Cell]) -> dict[str, Any
 
 def _outputs(experiment: Experiment, data: Dataset, judged: Sequence[Judgement]) -> Iterator[tuple[str, Any]]:
     """The files of the results: for each name a function that writes it at a path."""
-    options = {field.name: store.jsonable(getattr(experiment, field.name)) for field in dataclasses.fields(experiment)}
     facts = {"experiment": experiment.name, "version": experiment.version, "source": experiment.source}
-    labelled = data.assign_attrs({**facts, "options": json.dumps(options)})
+    labelled = data.assign_attrs({**facts, "options": json.dumps(store.jsonable(experiment))})
     records = [judgement.as_dict() for judgement in judged]
     text = json.dumps({**facts, "family_error": FAMILY_ERROR, "claims": records}, indent=1, allow_nan=False) + "\n"
     compressed = {

@@ -3,7 +3,7 @@
 from mftadv.store._files import Busy, read_regular, write_atomically
 from mftadv.store._folder import RunFolder
 from mftadv.store._merge import Status, candidates, merge, read_record, status
-from mftadv.store._parts import Part
+from mftadv.store._parts import Part, gaps
 from mftadv.store._provenance import jsonable, provenance
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "RunFolder",
     "Status",
     "candidates",
+    "gaps",
     "jsonable",
     "merge",
     "provenance",

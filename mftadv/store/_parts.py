@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,8 +75,8 @@ class Parts:
 
     def adds(self, part: Part) -> bool:
         """Whether a part has networks that are missing, and, if they are reduced, no others."""
-        gaps = [self.missing(cell, part.networks.stop, part.networks.start) for cell in part.cells]
-        return all(gap == [part.networks] for gap in gaps) if self._record.reduced else any(gaps)
+        missing = [self.missing(cell, part.networks.stop, part.networks.start) for cell in part.cells]
+        return all(each == [part.networks] for each in missing) if self._record.reduced else any(missing)
 
     def add(self, part: Part) -> None:
         bisect.insort(self.list, part, key=_order)
@@ -91,11 +91,7 @@ class Parts:
 
     def missing(self, cell: int, stop: int, start: int = 0) -> list[range]:
         """The networks of start ... stop - 1 that no part has for a cell."""
-        gaps = []
-        for done in self._done[cell]:
-            gaps.append(range(start, min(done.start, stop)))
-            start = max(start, done.stop)
-        return [gap for gap in (*gaps, range(start, stop)) if gap]
+        return gaps(self._done[cell], stop, start)
 
     def count(self, cell: int) -> int:
         """How many networks of a cell there are."""
@@ -187,6 +183,15 @@ class Parts:
             if got.get(name) != expected.get(name):
                 words = [f"{of[name][1]} {list(of[name][0])}" if name in of else "none" for of in (expected, got)]
                 raise ValueError(f"array {name}: expected {words[0]}, got {words[1]}")
+
+
+def gaps(done: Iterable[range], stop: int, start: int = 0) -> list[range]:
+    """What ranges in the order of their starts leave of start ... stop - 1."""
+    left = []
+    for each in done:
+        left.append(range(start, min(each.start, stop)))
+        start = max(start, each.stop)
+    return [gap for gap in (*left, range(start, stop)) if gap]
 
 
 def entries(folder: Path) -> list[Path]:

@@ -58,7 +58,7 @@ class Record:
             record = cls(**content)
             record._check()
             if not record.sessions:
-                raise ValueError("it names nobody who wrote it")
+                raise ValueError("it does not say where it is from")
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"folder: expected the record of a run, got {folder / RUN} ({reason(error)})") from None
         return record

@@ -1,7 +1,7 @@
 """Many draws of a network: the only place with a vmap over draws, chunks and device meshes."""
 
-from mftadv.sweep._cells import Cell, Dataset, Observer, import_xarray
-from mftadv.sweep._compute import InMemory, Plan, compute, plan_cells
+from mftadv.sweep._cells import Cell, Dataset, Observer, identity_of_draws, import_xarray
+from mftadv.sweep._compute import InMemory, Plan, compute, plan_cells, shares
 from mftadv.sweep._dataset import dataset, moments_of, sample_of
 from mftadv.sweep._memory import check_devices, host_memory, memory
 from mftadv.sweep._monte_carlo import Draws, draws, monte_carlo
@@ -22,6 +22,7 @@ __all__ = [
     "describe",
     "draws",
     "host_memory",
+    "identity_of_draws",
     "import_xarray",
     "in_bytes",
     "memory",
@@ -29,5 +30,6 @@ __all__ = [
     "monte_carlo",
     "plan_cells",
     "sample_of",
+    "shares",
     "sweep",
 ]

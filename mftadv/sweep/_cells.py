@@ -4,12 +4,14 @@ import dataclasses
 import functools
 import hashlib
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from mftadv.matrices import matmul_precision
 from mftadv.spec import NetworkSpec
 
 if TYPE_CHECKING:
@@ -57,6 +59,16 @@ class Cell:
         for leaf in map(np.asarray, leaves):
             content.update(f"{leaf.dtype.str}{leaf.shape}".encode() + leaf.tobytes())
         return content.hexdigest()
+
+
+def identity_of_draws(cells: Sequence[Cell], key: jax.Array) -> dict[str, Any]:
+    """All that what is drawn depends on: cells with their operands, key, float type, precision of matrix products."""
+    return {
+        "key": key,
+        "dtype": jnp.result_type(float).name,
+        "matmul_precision": str(matmul_precision()),
+        "cells": [{**cell.coords, "fingerprint": cell.fingerprint()} for cell in cells],
+    }
 
 
 def _text(of: Any) -> str:

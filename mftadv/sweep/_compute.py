@@ -1,6 +1,7 @@
 """Draw the networks of many cells, by few programs that are compiled ahead; results are handed on as they are done."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import threading
@@ -16,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mftadv.statistics import Moments, merge, to_host
-from mftadv.store import Part, RunFolder
+from mftadv.store import Part, RunFolder, gaps
 from mftadv.sweep._cells import Cell, Observer
 from mftadv.sweep._monte_carlo import check_range
 from mftadv.sweep._program import Program, Traced, compile_program, trace
@@ -37,7 +38,8 @@ class InMemory:
         self._arrays: dict[Part, Arrays] = {}
 
     def missing(self, cell: int, stop: int, start: int = 0) -> Sequence[range]:
-        return without(range(start, stop), (part.networks for part in self.parts if cell in part.cells))
+        done = [part.networks for part in self.parts if cell in part.cells]
+        return gaps(sorted(done, key=lambda networks: networks.start), stop, start)
 
     def write_part(self, cells: range, networks: range, arrays: Arrays) -> None:
         self.parts.append(Part(cells, networks, Path(str(len(self.parts)))))
@@ -48,16 +50,6 @@ class InMemory:
 
 
 Store = InMemory | RunFolder
-
-
-def without(whole: range, taken: Any) -> list[range]:
-    """What is left of a range when others are taken out of it."""
-    left, start = [], whole.start
-    for part in sorted(taken, key=lambda part: part.start):
-        if start < min(part.start, whole.stop):
-            left.append(range(start, min(part.start, whole.stop)))
-        start = max(start, part.stop)
-    return [*left, range(start, whole.stop)] if start < whole.stop else left
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +224,12 @@ def compute(
     observer.progress(1, "")
 
 
+def shares(counts: Sequence[int], shard: tuple[int, int]) -> list[range]:
+    """For each cell the networks of the i-th of n shares, (i, n), of so many."""
+    i, n = shard
+    return [range(i * count // n, (i + 1) * count // n) for count in counts]
+
+
 def _work(plan: Plan, networks: Sequence[range], store: Store) -> Iterator[tuple[range, range]]:
     """The cells and networks to draw: cells in a row that share a program and lack the same networks."""
     for run in plan.runs():
@@ -279,10 +277,7 @@ def _draw(plan: Plan, program: Program, cells: range, networks: range) -> Arrays
     if plan.reduced:
         devices = len(jax.tree.leaves(values)[0])
         parts = [to_host(jax.tree.map(lambda leaf, i=i: leaf[i], values)) for i in range(devices)]
-        merged = parts[0]
-        for part in parts[1:]:
-            merged = merge(merged, part)
-        values = {f"{name}.{field}": leaf for name, each in names(merged).items() for field, leaf in vars(each).items()}
+        values = _by_field(names(functools.reduce(merge, parts)))
     else:
         values = names(values)
     trimmed = {}
@@ -296,20 +291,24 @@ def _joined(chunks: Sequence[Arrays], reduced: bool) -> Arrays:
     """The results of consecutive chunks of networks as those of one."""
     if not reduced:
         return {name: np.concatenate([chunk[name] for chunk in chunks], axis=1) for name in chunks[0]}
-    total = {name: as_moments(chunks[0], name) for name in moment_names(chunks[0])}
-    for chunk in chunks[1:]:
-        total = {name: merge(each, as_moments(chunk, name)) for name, each in total.items()}
+    return _by_field(functools.reduce(merged, map(as_moments, chunks)))
+
+
+def merged(a: Mapping[str, Moments], b: Mapping[str, Moments]) -> dict[str, Moments]:
+    """The moments by name of two sets of networks together."""
+    return {name: merge(each, b[name]) for name, each in a.items()}
+
+
+def _by_field(total: Mapping[str, Moments]) -> Arrays:
+    """The fields of moments as arrays, NAME.FIELD each."""
     return {f"{name}.{field}": leaf for name, each in total.items() for field, leaf in vars(each).items()}
 
 
-def moment_names(arrays: Arrays) -> list[str]:
-    """The quantities whose moments these arrays are."""
-    return [name.removesuffix(".count") for name in arrays if name.endswith(".count")]
-
-
-def as_moments(arrays: Arrays, name: str) -> Moments:
-    """The moments of one quantity."""
-    return Moments(**{field.name: arrays[f"{name}.{field.name}"] for field in dataclasses.fields(Moments)})
+def as_moments(arrays: Arrays) -> dict[str, Moments]:
+    """The moments by name whose fields these arrays are."""
+    fields = [field.name for field in dataclasses.fields(Moments)]
+    found = [name.removesuffix(".count") for name in arrays if name.endswith(".count")]
+    return {name: Moments(**{field: arrays[f"{name}.{field}"] for field in fields}) for name in found}
 
 
 def names(tree: Any) -> dict[str, Any]:

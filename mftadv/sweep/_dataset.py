@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from mftadv.statistics import Moments, merge
+from mftadv.statistics import Moments
 from mftadv.sweep._cells import Dataset, import_xarray
-from mftadv.sweep._compute import Plan, Store, as_moments, moment_names
+from mftadv.sweep._compute import Plan, Store, as_moments, merged
 
 
 def dataset(
@@ -79,9 +79,7 @@ def moments_of(plan: Plan, store: Store) -> list[dict[str, Moments]]:
     total: list[dict[str, Moments]] = [{} for _ in plan.cells]
     for part in store.parts:
         content = store.load(part)
-        for name in moment_names(content):
-            whole = as_moments(content, name)
-            for cell in part.cells:
-                own = Moments(**{field: leaf[cell - part.cells.start] for field, leaf in vars(whole).items()})
-                total[cell][name] = merge(total[cell][name], own) if name in total[cell] else own
+        for i, cell in enumerate(part.cells):
+            own = as_moments({name: values[i, ...] for name, values in content.items()})
+            total[cell] = merged(total[cell], own) if total[cell] else own
     return total

@@ -8,18 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from mftadv import store
-from mftadv.matrices import matmul_precision
 from mftadv.spec import NetworkSpec, check_positive
 from mftadv.statistics import Moments
-from mftadv.sweep._cells import Cell, Dataset, Observer, import_xarray
-from mftadv.sweep._compute import InMemory, Plan, compute, plan_cells
+from mftadv.sweep._cells import Cell, Dataset, Observer, identity_of_draws, import_xarray
+from mftadv.sweep._compute import InMemory, Plan, compute, plan_cells, shares
 from mftadv.sweep._dataset import moments_of
 
 _STATIC = {"input_dim", "output_dim", "width", "depth", "block"}
@@ -109,8 +106,8 @@ def sweep(
     check_positive("num_networks", num_networks)
     if target is not None and not 0 < target < 1:
         raise ValueError(f"target: expected a share in (0, 1), got {target!r}")
-    share, shares = shard or (0, 1)
-    if not 0 <= share < shares or (shares > 1 and (folder is None or target is not None)):
+    shard = shard or (0, 1)
+    if not 0 <= shard[0] < shard[1] or (shard[1] > 1 and (folder is None or target is not None)):
         raise ValueError(f"shard: expected (i, n) with 0 <= i < n, a folder and no target, got {shard!r}")
     # Axes that are traced vary fastest, so that points which share a program are next to each other.
     dims = sorted(grid, key=lambda name: name not in _STATIC and name not in static)
@@ -121,10 +118,7 @@ def sweep(
     identity = {
         "name": "sweep",
         "axes": {name: len(values) for name, values in grid.items()},
-        "key": {"impl": str(jax.random.key_impl(key)), "data": np.asarray(jax.random.key_data(key)).tolist()},
-        "dtype": jnp.result_type(float).name,
-        "matmul_precision": str(matmul_precision()),
-        "cells": [{**cell.coords, "fingerprint": cell.fingerprint()} for cell in cells],
+        **identity_of_draws(cells, key),
     }
     with contextlib.ExitStack() as stack:
         into: Any = InMemory()
@@ -136,7 +130,7 @@ def sweep(
             into.aim([max(num_networks, before) for before in into.networks])
         counts = [num_networks] * len(cells)
         while True:
-            own = [range(share * count // shares, (share + 1) * count // shares) for count in counts]
+            own = shares(counts, shard)
             compute(planned, own, into, observer, batch_size=batch_size)
             found = moments_of(planned, into)
             more = [target is not None and _is_above(each, target) for each in found]
@@ -151,7 +145,7 @@ def sweep(
             [theory(cell.spec, **axes) for cell, axes in points] if theory else [],
         )
         data = data.transpose(*grid, ...)
-        if folder is not None and shares == 1 and not into.is_published:
+        if folder is not None and shard[1] == 1 and not into.is_published:
             into.publish({"data.nc": lambda path: data.to_netcdf(path, engine="h5netcdf")})
     return data
 
