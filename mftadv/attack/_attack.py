@@ -63,6 +63,8 @@ def named_attack(attack: str | Attack, p: float) -> Attack:
         return attack
     if attack == "frugal":
         return Attack((LinearStarts(1),), (PowerMethod(2), Ascent(6)))
+    if attack == "fast":
+        return Attack((RandomStarts(1),), (SteepestAscent(5),))
     starts = (Vertices(4), LinearStarts()) if p == 1 else (LinearStarts(),)
     if attack == "thorough":
         return Attack((*starts, RandomStarts(31, among=33), RandomStarts(31)), (Ascent(60),))
@@ -70,4 +72,4 @@ def named_attack(attack: str | Attack, p: float) -> Attack:
         return Attack((*starts, RandomStarts(2, among=32)), (Ascent(24),))
     if attack == "default":
         return Attack((*starts, OutputStarts(10, among=10)), (SteepestAscent(24),))
-    raise ValueError(f'attack: expected "frugal", "default", "thorough" or an Attack, got {attack!r}')
+    raise ValueError(f'attack: expected "frugal", "fast", "default", "thorough" or an Attack, got {attack!r}')

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from mftadv import oracle
 from mftadv.attack._attack import Attack, named_attack
-from mftadv.attack._pieces import Candidates, Problem, evaluate, start
+from mftadv.attack._pieces import Candidates, Loss, Objective, Problem, evaluate, start
 from mftadv.linear import jacobian_and_shift, jacobian_queries
 from mftadv.network import Network
 from mftadv.norms import vector_norm
@@ -80,6 +80,8 @@ def adversarial_loss(
     box: tuple[ArrayLike | None, ArrayLike | None] | None = None,
     *,
     chunk_size: int | None = None,
+    loss: Loss | None = None,
+    targets: Float[ArrayLike, "*B T"] | None = None,
 ) -> AdversarialLoss:
     """The adversarial loss from below, by attack: no label, no input box, no scale of the input is assumed.
 
@@ -104,11 +106,15 @@ def adversarial_loss(
         q: exponent of the output's norm, any number in [1, inf] (static).
         key: of random starts; independent of the draws of other functions, also with the same key.
         attack: "default" (about 400 evaluations of f at each input), "thorough" (about 5,000), "frugal" (9, for
-            matrix-free networks, whose cost is the square of this number), or an `Attack` (static); for p = 1 the
-            first two start at the best vertices of the ball too.
+            matrix-free networks, whose cost is the square of this number), "fast" (6 and no Jacobian, for training), or
+            an `Attack` (static); for p = 1 the first two start at the best vertices of the ball too.
         box: (lower, upper), numbers or arrays that broadcast to x, between which x + eta is to stay; None for a side
             that is open, or for no box.
         chunk_size: the most rows of J(x) carried through the function at once, see `linear_representation`.
+        loss: what is maximised in place of the q-norm, as attacks with labels do: a JAX function of outputs [..., K]
+            and targets [..., T] to numbers [...]. The value is then its increase, loss(f(x + eta), target) -
+            loss(f(x), target), and 0 at least; q is used by the starts alone. `mftadv.training.LOSSES` has two.
+        targets: of the inputs, one row of T numbers each (one-hot labels, say); none without a loss.
 
     Returns:
         An `AdversarialLoss`. For a matrix-free network go on with its `.network`.
@@ -126,6 +132,7 @@ def adversarial_loss(
     source, x = oracle.trace(net_or_f, x)
     dtype, (*points, d) = x.dtype, x.shape
     eps = _check_eps(eps, dtype, points)
+    objective = _objective(q, loss, targets, dtype, points)
     base = oracle.value(source, x)
     network = None if base.network is None or base.network.is_dense else base.network
     if network is not None:
@@ -143,7 +150,7 @@ def adversarial_loss(
     fixed_source, fixed_base, fixed_jacobian = jax.tree.map(jax.lax.stop_gradient, (source, base, jacobian))
     radius = jax.lax.stop_gradient(jnp.where(defined, eps, 0))
     box = (None, None) if lower is None or upper is None else (lower[..., None, :], upper[..., None, :])
-    problem = Problem(fixed_source, fixed_base, fixed_jacobian, d, radius[..., None], p, q, box)
+    problem = Problem(fixed_source, fixed_base, fixed_jacobian, d, radius[..., None], p, objective, box)
     # One draw for all starts, since each draw takes long to compile. An attack with more starts begins with the same
     # numbers, one in half precision with the rounded ones.
     sizes = [piece.normals(tuple(points), d) for piece in attack.starts]
@@ -163,7 +170,7 @@ def adversarial_loss(
     stalled = best - history[..., (3 * history.shape[-1]) // 4] <= _CLOSE * best
     trusted = stalled & (candidates.nonfinite == 0) & (zero_gradients < 1) & (best.astype(rounding.dtype) > rounding)
     converged = defined & ((radius == 0) | (trusted & (best - second <= _CLOSE * best)))
-    value = _at_fixed_perturbation(q, source, x, eps, perturbation, best)
+    value = _at_fixed_perturbation(q, loss, source, x, eps, objective.targets, perturbation, best)
     return AdversarialLoss(
         jnp.where(defined, value, jnp.nan),
         perturbation,
@@ -195,6 +202,17 @@ def _check_eps(eps: ArrayLike, dtype: Any, points: list[int]) -> Array:
     if not real or (known is not None and not all(representable(float(each), dtype) for each in known.ravel())):
         raise ValueError(f"eps: expected a finite number >= 0 in {jnp.dtype(dtype).name}, got {eps!r}")
     return jnp.broadcast_to(jnp.asarray(eps, dtype), points)
+
+
+def _objective(q: float, loss: Loss | None, targets: Any, dtype: Any, points: list[int]) -> Objective:
+    if loss is None:
+        if targets is not None:
+            raise ValueError("targets: expected None where there is no loss, got some")
+        return Objective(q)
+    shape = jnp.shape(targets) if targets is not None else None
+    if shape is None or len(shape) != len(points) + 1 or shape[:-1] != tuple(points):
+        raise ValueError(f"targets: expected one row of numbers for each input, {[*points, 'T']}, got shape {shape}")
+    return Objective(q, loss, jax.lax.stop_gradient(jnp.asarray(targets, dtype)))
 
 
 def _box_of_eta(x: Array, box: Any) -> tuple[Array | None, Array | None, Any]:
@@ -231,26 +249,33 @@ def _rounding(problem: Problem, x: Array) -> Array:
     return jnp.finfo(x.dtype).eps * vector_norm(size, problem.q)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _at_fixed_perturbation(
-    q: float, source: Network | Function, x: Array, eps: Array, perturbation: Array, value: Array
+    q: float,
+    loss: Loss | None,
+    source: Network | Function,
+    x: Array,
+    eps: Array,
+    targets: Any,
+    perturbation: Array,
+    value: Array,
 ):
-    """The value, whose derivative is that of |f(x + eta) - f(x)|_q at a perturbation eta in proportion to eps."""
+    """The value, whose derivative is that of the objective at a perturbation eta in proportion to eps."""
     return value
 
 
 @_at_fixed_perturbation.defjvp
-def _(q: float, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    *operands, perturbation, value = primals
+def _(q: float, loss: Loss | None, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    *operands, radius, targets, perturbation, value = primals
     if isinstance(operands[0], Network) and not operands[0].is_dense:
         raise ValueError("net_or_f: expected a dense network or a function where the loss is differentiated")
-    radius = operands[-1]
 
-    def loss(source, x, eps):
+    def objective(source, x, eps):
+        base = oracle.value(source, x)
         eta = perturbation * (eps / jnp.where(radius > 0, radius, 1))[..., None]
-        return vector_norm(oracle.difference(source, oracle.value(source, x), eta).output, q)
+        return Objective(q, loss, targets).value(base.output, oracle.difference(source, base, eta).output)
 
-    return value, jax.jvp(loss, tuple(operands), tuple(tangents[:3]))[1]
+    return value, jax.jvp(objective, (*operands, radius), tuple(tangents[:3]))[1]
 
 
 def capacity_for(

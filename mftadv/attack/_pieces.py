@@ -6,8 +6,10 @@ rules are frozen dataclasses, so that equal ones share a compiled program.
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -17,10 +19,30 @@ from mftadv.norms import dual_vector, maximise_linear, project, vector_norm
 from mftadv.oracle import Function
 from mftadv.spec import check_positive, dual_exponent
 
+Loss = Callable[[Float[Array, "*points K"], Float[Array, "*points T"]], Float[Array, "*points"]]
+
+
+class Objective(NamedTuple):
+    """What an attack maximises: |f(x + eta) - f(x)|_q, or the increase of a loss(f(x + eta), target).
+
+    `targets` [*B, T] are those of the inputs, None where there is no loss.
+    """
+
+    q: float
+    loss: Loss | None = None
+    targets: Any = None
+
+    def value(self, output: Float[Array, "... K"], change: Float[Array, "*points K"]) -> Float[Array, "*points"]:
+        """The objective at outputs f(x) and their changes f(x + eta) - f(x); axes of outputs may have size 1."""
+        if self.loss is None:
+            return vector_norm(change, self.q)
+        return self.loss(output + change, self.targets) - self.loss(output, self.targets)
+
 
 class Problem(NamedTuple):
     """max |f(x + eta) - f(x)|_q over |eta|_p <= eps, with x + eta in the box; the box is one of eta.
 
+    The increase of a loss may take the place of the q-norm, see `Objective`; the starts then still use the q-norm.
     `jacobian` is J(x) [*B, K, d], None where no start uses it.
     """
 
@@ -30,8 +52,28 @@ class Problem(NamedTuple):
     input_dim: int
     eps: Float[Array, "*B 1"]
     p: float
-    q: float
+    objective: Objective
     box: tuple[Array | None, Array | None]
+
+    @property
+    def q(self) -> float:
+        return self.objective.q
+
+    def value(self, change: Float[Array, "*B R K"]) -> Float[Array, "*B R"]:
+        """What is maximised, at the changes of the output by the candidates."""
+        return self._of_candidates.value(self.base.output[..., None, :], change)
+
+    def cotangent(self, change: Float[Array, "*B R K"]) -> Float[Array, "*B R K"]:
+        """A vector whose product with J(x + eta) points where `value` rises fastest: its gradient; a dual vector."""
+        if self.objective.loss is None:
+            return dual_vector(change, dual_exponent(self.q))
+        return jax.grad(lambda change: jnp.sum(self.value(change)))(change)
+
+    @property
+    def _of_candidates(self) -> Objective:
+        """The objective with an axis of candidates: all candidates of an input have its target."""
+        targets = self.objective.targets
+        return self.objective if targets is None else self.objective._replace(targets=targets[..., None, :])
 
     def project(self, eta: Float[Array, "*B R d"]) -> Float[Array, "*B R d"]:
         """The points of the ball and the box that are nearest to these, in the 2-norm."""
@@ -176,7 +218,7 @@ def evaluate(problem: Problem, candidates: Candidates) -> tuple[Candidates, Arra
     """Evaluate every candidate and store the best of each; the values, and the gradients, 0 where not finite."""
     network, eta, value, best, nonfinite, zero_gradients = candidates
     network, at, values = differences(problem, network, eta)
-    rows, _, used = oracle.pullback(network or problem.source, at, dual_vector(at.output, dual_exponent(problem.q)))
+    rows, _, used = oracle.pullback(network or problem.source, at, problem.cotangent(at.output))
     finite = jnp.isfinite(values)
     better = finite & (values > value)
     value, best = jnp.where(better, values, value), jnp.where(better[..., None], eta, best)
@@ -188,9 +230,9 @@ def evaluate(problem: Problem, candidates: Candidates) -> tuple[Candidates, Arra
 
 
 def differences(problem: Problem, network: Any, eta: Array) -> tuple[Any, Evaluation, Array]:
-    """The difference of f at each candidate, and its q-norm: 0 for a ball of radius 0, where f - f is rounding."""
+    """The difference of f at each candidate, and its value: 0 for a ball of radius 0, where f - f is rounding."""
     at = oracle.difference(network or problem.source, problem.base, eta)
-    return _if_needed(network, at.network), at, jnp.where(problem.eps == 0, 0, vector_norm(at.output, problem.q))
+    return _if_needed(network, at.network), at, jnp.where(problem.eps == 0, 0, problem.value(at.output))
 
 
 def _if_needed(network: Any, used: Any) -> Any:
