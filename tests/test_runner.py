@@ -23,7 +23,7 @@ from mftadv import experiments, statistics, store
 from mftadv.compare import Claim
 from mftadv.experiments import EXPERIMENTS, Budget, Experiment, _runner
 from mftadv.spec import NetworkSpec
-from mftadv.sweep import Cell, Observer, _compute
+from mftadv.sweep import Cell, Observer, _compute, plan_cells
 
 ROOT = Path(__file__).parent.parent
 
@@ -392,7 +392,7 @@ def test_numbered_folders(tmp_path, drawn):
     # of two at once the second takes the next number
     cells = Toy().cells()
     key = _runner.fastest_key(0)
-    planned = _compute.plan_cells(cells, key)
+    planned = plan_cells(cells, key)
     identity = _runner.identity_of(Toy(), cells, key)
     layouts = [planned.layout(i) for i in range(2)]
     with store.RunFolder.open(tmp_path / "toy-6", identity, layouts, {"versions": {}}) as one:
@@ -431,7 +431,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_anything_is_compiled(tm
         spec = Toy().cells()[0].spec.replace(**sizes)
         (name,) = sizes
         with pytest.raises(ValueError, match=f"{name}: expected at most"):
-            _compute.plan_cells([Cell({}, spec, (np.float32(0),), scaled)], jax.random.key(0))
+            plan_cells([Cell({}, spec, (np.float32(0),), scaled)], jax.random.key(0))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -148,7 +149,11 @@ def run(
             counts = _counts(experiment, cells, budget)
             _say_plan(observer, experiment, plan, counts)
             return _finish(experiment, plan, counts, budget, InMemory(), observer)
-        layouts = [plan.layout(i) for i in range(len(cells))]
+        numbers = range(len(cells))
+        layouts = {
+            "layouts": [plan.layout(i) for i in numbers],
+            "on_their_way": [plan.layout_on_the_way(i) for i in numbers],
+        }
         session = store.provenance(mesh=mesh, batch_size=budget.batch_size)
         with _opened(folder, identity, layouts, session, observer) as opened:
             counts = _counts(experiment, cells, budget, opened.networks)
@@ -257,14 +262,19 @@ def _from_json(value: Any) -> Any:
 
 
 def _opened(
-    folder: Path | str, identity: Mapping[str, Any], layouts: Any, session: Mapping[str, Any], observer: Observer
+    folder: Path | str,
+    identity: Mapping[str, Any],
+    layouts: Mapping[str, Any],
+    session: Mapping[str, Any],
+    observer: Observer,
 ) -> store.RunFolder:
     path = Path(folder)
+    opened = functools.partial(store.RunFolder.open, identity=identity, provenance=session, say=observer.say, **layouts)
     if "{}" not in path.name:
-        return store.RunFolder.open(path, identity, layouts, session, observer.say)
+        return opened(path)
     for candidate in store.candidates(path, identity):
         try:
-            return store.RunFolder.open(candidate, identity, layouts, session, observer.say)
+            return opened(candidate)
         except store.Busy:  # another run of this configuration is at work there
             continue
     raise ValueError(f"folder: expected a name that is free, got {folder}")

@@ -1,5 +1,6 @@
 """Run folders: parts that are checked before they are believed, results made from them, and where all of it is from."""
 
+from mftadv.store._checkpoints import PROGRESS
 from mftadv.store._files import Busy, read_regular, write_atomically
 from mftadv.store._folder import RunFolder
 from mftadv.store._merge import Status, candidates, merge, read_record, status
@@ -7,6 +8,7 @@ from mftadv.store._parts import Part, gaps
 from mftadv.store._provenance import jsonable, provenance
 
 __all__ = [
+    "PROGRESS",
     "Busy",
     "Part",
     "RunFolder",

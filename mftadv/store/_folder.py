@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mftadv.store._checkpoints import Checkpoints
 from mftadv.store._files import (
     is_scratch,
     lock_folder,
@@ -34,11 +35,22 @@ class RunFolder:
     Attributes:
         path: of the folder.
         damaged: the files, as parts/NAME, that were found not to be parts of this run when the folder was opened.
+        checkpoints: the networks on their way.
     """
 
-    def __init__(self, path: Path, record: Record, session: Mapping[str, Any], say: Callable[[str], None]):
+    checkpoints: Checkpoints
+
+    def __init__(
+        self,
+        path: Path,
+        record: Record,
+        session: Mapping[str, Any],
+        say: Callable[[str], None],
+        on_their_way: Sequence[Mapping[str, Any]] = (),
+    ):
         """See `open`."""
         self.path = path
+        self._on_their_way = on_their_way
         self.damaged: list[str] = []
         self._record, self._parts = record, Parts(record)
         self._session, self._say = jsonable(session), say
@@ -65,6 +77,7 @@ class RunFolder:
         say: Callable[[str], None] = silent,
         *,
         reduced: bool = False,
+        on_their_way: Sequence[Mapping[str, tuple[tuple[int, ...], str]]] = (),
     ) -> "RunFolder":
         """Begin a run in a new or empty folder, or go on with the run that is in it.
 
@@ -79,12 +92,14 @@ class RunFolder:
             provenance: of this process, recorded with the first thing that it writes; see `mftadv.store.provenance`.
             say: is told each event in one sentence.
             reduced: values are over all networks of a part; arrays have an axis of cells and none of networks.
+            on_their_way: for each cell the layout of a network that is not finished, see `Checkpoints`; empty where
+                none is ever stored.
 
         Raises:
             ValueError: the folder holds anything else or another run (each field that differs is named), another
                 process is at work in it, or it cannot be made, read or written to.
         """
-        return cls(resolve(path), Record.new(identity, layouts, reduced), provenance, say)
+        return cls(resolve(path), Record.new(identity, layouts, reduced), provenance, say, on_their_way)
 
     def _enter(self) -> None:
         found = [path for path in entries(self.path) if not is_scratch(path)]
@@ -101,18 +116,22 @@ class RunFolder:
             )
         else:
             self._update()
-        self._parts, damaged = Parts.find(self._record, self.path)
+        self._parts, damaged = Parts.find(self._record, self.path / FOLDER)
+        self.checkpoints = Checkpoints(self._record, self._on_their_way, self.path)
+        damaged |= self.checkpoints.damaged
         for folder in (self.path, *found):
             with contextlib.suppress(OSError, ValueError):  # no folder, or one that cannot be written to
                 for scratch in filter(is_scratch, entries(folder)):
                     scratch.unlink()
         for path, why in damaged.items():
-            self.damaged.append(f"{FOLDER}/{path.name}")
+            name = f"{path.parent.name}/{path.name}"
+            self.damaged.append(name)
             try:
                 outcome = f"set aside as {set_aside(path).name}"
             except OSError as error:
                 outcome = f"not used, nor set aside ({reason(error)})"
-            self._say(f"{FOLDER}/{path.name} is not a part of this run ({why}): {outcome}.")
+            self._say(f"{name} is not a part of this run ({why}): {outcome}.")
+        self.checkpoints.finish(self._parts)
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -180,6 +199,7 @@ class RunFolder:
         make_folder(part.path.parent)
         write_atomically(part.path, lambda path: path.write_bytes(content))
         self._parts.add(part)
+        self.checkpoints.finish(self._parts)
 
     def load(self, part: Part) -> dict[str, np.ndarray]:
         """The arrays of a part, after all checks once more.

@@ -113,7 +113,7 @@ def _inspect(path: Path | str, check: bool = True) -> tuple[Path, Record, Parts,
     folder = resolve(path)
     try:
         record = Record.read(folder)
-        return folder, record, *Parts.find(record, folder, check)
+        return folder, record, *Parts.find(record, folder / FOLDER, check)
     except OSError as error:
         raise ValueError(f"folder: expected that of a run, got {folder} ({reason(error)})") from None
 

@@ -47,11 +47,11 @@ class Parts:
 
     @classmethod
     def find(cls, record: Record, folder: Path, check: bool = True) -> tuple["Parts", dict[Path, str]]:
-        """The parts in a run's folder, and what is wrong with each other file that ends in .npz.
+        """The parts in a folder, and what is wrong with each other file that ends in .npz.
 
         Args:
             record: of the run.
-            folder: of the run.
+            folder: of its parts.
             check: read every file; without it only names and sizes are compared.
 
         Raises:
@@ -59,7 +59,7 @@ class Parts:
             OSError: it cannot be read.
         """
         parts, found, damaged = cls(record), [], {}
-        for path in entries(folder / FOLDER):
+        for path in entries(folder):
             if path.suffix != ".npz":
                 continue
             try:

@@ -1,10 +1,11 @@
 """Many draws of a network: the only place with a vmap over draws, chunks and device meshes."""
 
-from mftadv.sweep._cells import Cell, Dataset, Observer, identity_of_draws, import_xarray
-from mftadv.sweep._compute import InMemory, Plan, compute, plan_cells, shares
+from mftadv.sweep._cells import Cell, Dataset, Observer, Segmented, identity_of_draws, import_xarray
+from mftadv.sweep._compute import compute, shares
 from mftadv.sweep._dataset import dataset, moments_of, sample_of
 from mftadv.sweep._memory import check_devices, host_memory, memory
 from mftadv.sweep._monte_carlo import Draws, draws, monte_carlo
+from mftadv.sweep._plan import InMemory, Plan, plan_cells
 from mftadv.sweep._program import DEEPEST
 from mftadv.sweep._sweep import describe, in_bytes, sweep
 
@@ -16,6 +17,7 @@ __all__ = [
     "InMemory",
     "Observer",
     "Plan",
+    "Segmented",
     "check_devices",
     "compute",
     "dataset",

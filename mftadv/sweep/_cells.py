@@ -1,5 +1,6 @@
 """One point of a grid: a statistic, the law of the networks, and what the statistic is given beside them."""
 
+import abc
 import dataclasses
 import functools
 import hashlib
@@ -35,6 +36,34 @@ def import_xarray() -> Any:
     return xarray
 
 
+class Segmented(abc.ABC):
+    """A statistic that takes long and is computed in segments, between which it can be stored and gone on with.
+
+    Derive a frozen dataclass from it. Its value is that of a plain statistic: what the segments return, stacked.
+    """
+
+    @property
+    @abc.abstractmethod
+    def segments(self) -> int:
+        """How many there are."""
+
+    @abc.abstractmethod
+    def begin(self, key: jax.Array, spec: NetworkSpec, *operands: Any) -> Any:
+        """The state before segment 0: a pytree of real arrays."""
+
+    @abc.abstractmethod
+    def segment(
+        self, key: jax.Array, spec: NetworkSpec, number: jax.Array, state: Any, *operands: Any
+    ) -> tuple[Any, Mapping[str, Any]]:
+        """The state after a segment, given that before it, and what the segment found."""
+
+    def __call__(self, key: jax.Array, spec: NetworkSpec, *operands: Any) -> Mapping[str, Any]:
+        """All segments, one after the other."""
+        state = self.begin(key, spec, *operands)
+        numbers = jnp.arange(self.segments, dtype=jnp.int32)
+        return jax.lax.scan(lambda state, i: self.segment(key, spec, i, state, *operands), state, numbers)[1]
+
+
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """One point of a grid.
@@ -43,8 +72,8 @@ class Cell:
         coords: where it is: the names and values of its coordinates in the dataset.
         spec: the law of its networks.
         operands: what the statistic is given beside the key and the spec, traced: inputs, sizes of perturbations.
-        statistic: statistic(key, spec, *operands) -> dict of arrays by name, of one network. Cells with equal
-            statistics, and specs and operands of equal shapes, share a compiled program.
+        statistic: statistic(key, spec, *operands) -> dict of arrays by name, of one network; a `Segmented` one is
+            stored on its way. Cells with equal statistics, and specs and operands of equal shapes, share a program.
     """
 
     coords: Mapping[str, Coordinate]

@@ -3,145 +3,26 @@
 import dataclasses
 import functools
 import itertools
-import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from mftadv.statistics import Moments, merge, to_host
-from mftadv.store import Part, RunFolder, gaps
 from mftadv.sweep._cells import Cell, Observer
 from mftadv.sweep._monte_carlo import check_range
-from mftadv.sweep._program import Program, Traced, compile_program, trace
-from mftadv.sweep._static import Static
+from mftadv.sweep._plan import Arrays, Plan, Store, names
+from mftadv.sweep._program import Program, compile_program
+from mftadv.sweep._segments import OnTheWay
 
 _LONG = 5.0  # seconds from which on it is said how long a run will take
-_STRETCH = 2.0  # seconds since results were last stored; after these they are stored when a chunk ends
-
-Layout = Mapping[str, tuple[tuple[int, ...], str]]
-Arrays = Mapping[str, np.ndarray]
-
-
-class InMemory:
-    """Where results go that are stored in no folder; the methods are those of `mftadv.store.RunFolder`."""
-
-    def __init__(self):
-        self.parts: list[Part] = []
-        self._arrays: dict[Part, Arrays] = {}
-
-    def missing(self, cell: int, stop: int, start: int = 0) -> Sequence[range]:
-        done = [part.networks for part in self.parts if cell in part.cells]
-        return gaps(sorted(done, key=lambda networks: networks.start), stop, start)
-
-    def write_part(self, cells: range, networks: range, arrays: Arrays) -> None:
-        self.parts.append(Part(cells, networks, Path(str(len(self.parts)))))
-        self._arrays[self.parts[-1]] = dict(arrays)
-
-    def load(self, part: Part) -> Arrays:
-        return self._arrays[part]
-
-
-Store = InMemory | RunFolder
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The cells of a run, and by which programs they are drawn.
-
-    Attributes:
-        cells: the cells.
-        groups: the programs, as traced.
-        group_of: for each cell the number of its program.
-        axes: for each program 0 for each leaf of (spec, operands) that differs between its cells, None for the others.
-        reduced: whether networks are reduced to `Moments`.
-        mesh: the devices, or None.
-    """
-
-    cells: Sequence[Cell]
-    groups: Sequence[Traced]
-    group_of: Sequence[int]
-    axes: Sequence[tuple[int | None, ...] | None]
-    reduced: bool
-    mesh: Mesh | None
-
-    def layout(self, cell: int) -> Layout:
-        """The name, the shape and the dtype of each array of a network, or of the moments of one cell."""
-        named = names(self.groups[self.group_of[cell]].out_info)
-        if not self.reduced:
-            return {name: (leaf.shape, np.dtype(leaf.dtype).name) for name, leaf in named.items()}
-        kinds = {"count": "int64", "nonfinite": "int64"}
-        return {
-            f"{name}.{field.name}": (leaf.shape, kinds.get(field.name, "float64"))
-            for name, leaf in named.items()
-            for field in dataclasses.fields(Moments)
-        }
-
-    def bytes_stored(self, cell: int) -> int:
-        """Bytes of the results of one network, or of the moments of one cell."""
-        return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in self.layout(cell).values())
-
-    def runs(self) -> Iterator[range]:
-        """The longest stretches of cells that share a program."""
-        for _, numbers in itertools.groupby(range(len(self.cells)), key=lambda i: self.group_of[i]):
-            some = list(numbers)
-            yield range(some[0], some[-1] + 1)
-
-    def arguments(self, some: Sequence[int]) -> Any:
-        """(spec, operands) of some cells of one program, stacked where they differ."""
-        group = self.group_of[some[0]]
-        traced, axes = self.groups[group], self.axes[group]
-        leaves, structure = jax.tree.flatten((traced.spec, traced.operands))
-        if axes is None:
-            return traced.spec, traced.operands
-        own = [jax.tree.leaves((self.cells[i].spec, self.cells[i].operands)) for i in some]
-        stacked = [
-            leaf if axis is None else np.stack([np.asarray(each[k], leaf.dtype) for each in own])
-            for k, (leaf, axis) in enumerate(zip(leaves, axes, strict=True))
-        ]
-        return jax.tree.unflatten(structure, stacked)
-
-
-def plan_cells(cells: Sequence[Cell], key: jax.Array, *, reduced: bool = False, mesh: Mesh | None = None) -> Plan:
-    """Trace the statistic of every kind of cell; nothing is compiled.
-
-    Args:
-        cells: at least one.
-        key: the root key; network i of every cell has fold_in(key, i).
-        reduced: whether networks are reduced to `Moments`.
-        mesh: the devices over which networks are sharded, or None.
-
-    Raises:
-        ValueError: there is no cell, or `monte_carlo` would refuse a cell's statistic or the key.
-    """
-    if not cells:
-        raise ValueError("cells: expected at least one, got none")
-    numbers: dict[Any, int] = {}
-    groups, group_of, firsts, differs = [], [], [], []
-    statics: dict[int, Static] = {}  # by address, which is unique as long as the cells hold them
-    for cell in cells:
-        static = statics.get(id(cell.statistic)) or statics.setdefault(id(cell.statistic), Static(cell.statistic))
-        leaves, structure = jax.tree.flatten((cell.spec, cell.operands))
-        values = [np.asarray(leaf) for leaf in leaves]
-        kind = static, structure, tuple((value.shape, jax.dtypes.canonicalize_dtype(value.dtype)) for value in values)
-        if kind not in numbers:
-            numbers[kind] = len(groups)
-            groups.append(trace(cell.statistic, key, cell.spec, cell.operands))
-            firsts.append(values)
-            differs.append([False] * len(values))
-        group = numbers[kind]
-        group_of.append(group)
-        for k, (first, value) in enumerate(zip(firsts[group], values, strict=True)):
-            differs[group][k] = differs[group][k] or first.tobytes() != value.tobytes()
-    axes = [tuple(0 if each else None for each in varied) if any(varied) else None for varied in differs]
-    return Plan(cells, groups, group_of, axes, reduced, mesh)
+_STRETCH = 2.0  # seconds since results were last stored; after these they are stored when a chunk or a segment ends
+_WRITING = 20  # how many times the seconds that a checkpoint takes must pass before the next
 
 
 def compute(
@@ -167,61 +48,122 @@ def compute(
     Raises:
         ValueError: one network does not fit into memory.
     """
-    observer = observer or Observer()
     for some in networks:
         check_range(some.start, len(some))
-    work = list(_work(plan, networks, store))
-    weight = [traced.bytes_each for traced in plan.groups]  # the work of a network is about proportional to its memory
-    total = sum(weight[plan.group_of[i]] * len(some) for i, some in enumerate(networks))
-    left = sum(weight[plan.group_of[cells[0]]] * len(cells) * len(some) for cells, some in work)
-    needed = dict.fromkeys(plan.group_of[cells[0]] for cells, _ in work)
-    most = {group: max(len(some) for cells, some in work if plan.group_of[cells[0]] == group) for group in needed}
+    run = _Run(plan, networks, store, observer or Observer(), batch_size)
+    for cells, some in run.work:
+        for at in _slices(cells, run.program(cells).num_cells or 1):
+            run.draw(at, some)
+    run.observer.progress(1, "")
 
-    def compiled(group: int, batch_size: int | None) -> Program:
-        axes = plan.axes[group]
+
+class _Run:
+    """The work on a plan: its programs, what is left to do, and when results were last stored."""
+
+    def __init__(self, plan: Plan, networks: Sequence[range], into: Store, observer: Observer, batch_size: int | None):
+        self.plan, self.store, self.observer = plan, into, observer
+        self.work = list(_work(plan, networks, into))
+        self.total = sum(plan.weight(cell, len(some)) for cell, some in enumerate(networks))
+        self.left = sum(plan.weight(cells[0], len(cells) * len(some)) for cells, some in self.work)
+        self.stored, self.estimated = time.monotonic(), False
+        needed = dict.fromkeys(plan.group_of[cells[0]] for cells, _ in self.work)
+        self.most = {
+            group: max(len(some) for cells, some in self.work if plan.group_of[cells[0]] == group) for group in needed
+        }
+        self.programs: dict[int, Program] = {}
+        self.ahead = _compiled_ahead(self._compiled, list(needed), batch_size)
+
+    def _compiled(self, group: int, batch_size: int | None) -> Program:
+        plan, axes = self.plan, self.plan.axes[group]
         return compile_program(
-            plan.groups[group], most[group], batch_size=batch_size, axes=axes, mesh=plan.mesh, reduced=plan.reduced,
-            num_cells=None if axes is None else plan.group_of.count(group),
+            plan.groups[group], self.most[group], batch_size=batch_size, axes=axes, mesh=plan.mesh,
+            reduced=plan.reduced, num_cells=None if axes is None else plan.group_of.count(group),
         )  # fmt: skip
 
-    ahead, programs = _compiled_ahead(compiled, list(needed), batch_size), {}
-    stored, estimated = time.monotonic(), False
-    for cells, some in work:
-        group = plan.group_of[cells[0]]
-        if group not in programs:
-            observer.progress(1 - left / total, f"compiling {_coordinates(plan.cells[cells[0]])}")
-            programs[group] = next(ahead)
-        for at in _slices(cells, programs[group].num_cells or 1):
-            start = begin = some.start
-            pending: list[Arrays] = []
+    def program(self, cells: range) -> Program:
+        """The program of some cells, waited for where it is not compiled yet."""
+        group = self.plan.group_of[cells[0]]
+        if group not in self.programs:
+            self._tell("compiling ", cells)
+            self.programs[group] = next(self.ahead)
+        return self.programs[group]
+
+    def _tell(self, doing: str, cells: range) -> None:
+        self.observer.progress(1 - self.left / self.total, doing + _coordinates(self.plan.cells[cells[0]]))
+
+    def draw(self, at: range, some: range) -> None:
+        """Draw networks of cells that fit into one program, and store them now and then."""
+        start, stop, pending = some.start, some.start, []
+
+        def store_pending():
+            if pending:
+                self.store.write_part(at, range(start, stop), _joined(pending, self.plan.reduced))
+                pending.clear()
+
+        try:
+            for chunk, drawn in self._chunks(at, some):
+                pending.append(drawn)
+                stop = chunk.stop
+                if stop == some.stop or time.monotonic() - self.stored > _STRETCH:
+                    store_pending()
+                    start, self.stored = stop, time.monotonic()
+        except KeyboardInterrupt:  # which loses the chunk that it meets
+            store_pending()
+            raise
+
+    def _chunks(self, at: range, some: range) -> Iterator[tuple[range, Arrays]]:
+        """Networks and their results, chunk by chunk, of half the size whenever memory was too small."""
+        begin = some.start
+        while begin < some.stop:
+            self._tell("", at)
+            size = self.program(at).batch_size
+            chunk, begun = range(begin, min(begin + size, some.stop)), time.monotonic()
             try:
-                while begin < some.stop:
-                    observer.progress(1 - left / total, _coordinates(plan.cells[at[0]]))
-                    chunk = range(begin, min(begin + programs[group].batch_size, some.stop))
+                if self.plan.segments(at[0]) is None:
+                    drawn = _draw(self.plan, self.program(at), at, chunk)
+                    self.done(at, len(chunk), begun)
+                else:
+                    chunk, drawn = self._in_segments(at, chunk)
+            except (jax.errors.JaxRuntimeError, MemoryError) as error:
+                if not _out_of_memory(error) or size <= (self.plan.mesh.size if self.plan.mesh else 1):
+                    raise
+                self.observer.say(f"out of memory with {size} networks at once: half as many from here on")
+                group = self.plan.group_of[at[0]]
+                self.programs[group] = self._compiled(group, size // 2)
+                continue
+            begin = chunk.stop
+            yield chunk, drawn
+
+    def done(self, at: range, networks: float, begun: float) -> None:
+        """Count what was drawn since a time; say once how long the rest will take, where that is long."""
+        drawn = self.plan.weight(at[0], len(at) * networks)
+        self.left -= drawn
+        if not self.estimated and (seconds := self.left / drawn * (time.monotonic() - begun)) > _LONG:
+            self.observer.say(f"time      about {seconds:.0f} s, by what was computed first, compiling aside")
+        self.estimated = True
+
+    def _in_segments(self, at: range, chunk: range) -> tuple[range, Arrays]:
+        """Networks of one cell, segment by segment, from where a checkpoint left them; a checkpoint now and then."""
+        (cell,), program, checkpoints = at, self.program(at), self.store.checkpoints
+        way = OnTheWay.of(self.plan, cell, chunk, program.batch_size, checkpoints)
+        arguments, pause, stored = self.plan.arguments([cell]), _STRETCH, way.done
+        self.left -= self.plan.weight(cell, len(way.networks) * way.done / way.segments)
+        try:
+            while way.done < way.segments:
+                self._tell(f"{way.done} of {way.segments} ", at)
+                begun = time.monotonic()
+                way.go_on(program.call, arguments)
+                self.done(at, len(way.networks) / way.segments, begun)
+                if checkpoints and way.done < way.segments and time.monotonic() - self.stored > pause:
                     begun = time.monotonic()
-                    try:
-                        pending.append(_draw(plan, programs[group], at, chunk))
-                    except (jax.errors.JaxRuntimeError, MemoryError) as error:
-                        size = programs[group].batch_size
-                        if not _out_of_memory(error) or size <= (plan.mesh.size if plan.mesh else 1):
-                            raise
-                        observer.say(f"out of memory with {size} networks at once: half as many from here on")
-                        programs[group] = compiled(group, size // 2)
-                        continue
-                    begin = chunk.stop
-                    drawn = weight[group] * len(at) * len(chunk)
-                    left -= drawn
-                    if not estimated and (seconds := left / drawn * (time.monotonic() - begun)) > _LONG:
-                        observer.say(f"time      about {seconds:.0f} s, by the first chunk, compiling aside")
-                    estimated = True
-                    if begin == some.stop or time.monotonic() - stored > _STRETCH:
-                        store.write_part(at, range(start, begin), _joined(pending, plan.reduced))
-                        start, pending, stored = begin, [], time.monotonic()
-            except KeyboardInterrupt:
-                if pending:
-                    store.write_part(at, range(start, begin), _joined(pending, plan.reduced))
-                raise
-    observer.progress(1, "")
+                    way.store(checkpoints)
+                    stored, self.stored = way.done, time.monotonic()
+                    pause = max(_STRETCH, _WRITING * (self.stored - begun))
+        except KeyboardInterrupt:
+            if checkpoints and way.done > stored:
+                way.store(checkpoints)
+            raise
+        return way.networks, way.found
 
 
 def shares(counts: Sequence[int], shard: tuple[int, int]) -> list[range]:
@@ -309,16 +251,6 @@ def as_moments(arrays: Arrays) -> dict[str, Moments]:
     fields = [field.name for field in dataclasses.fields(Moments)]
     found = [name.removesuffix(".count") for name in arrays if name.endswith(".count")]
     return {name: Moments(**{field: arrays[f"{name}.{field}"] for field in fields}) for name in found}
-
-
-def names(tree: Any) -> dict[str, Any]:
-    """The leaves of what a statistic returns, by name: keys, fields and positions joined by "_"; "value" for a leaf."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, Moments))[0]
-    return {"_".join(map(_key, path)) or "value": leaf for path, leaf in leaves}
-
-
-def _key(entry: Any) -> str:
-    return str(next(getattr(entry, name) for name in ("key", "idx", "name") if hasattr(entry, name)))
 
 
 def _coordinates(cell: Cell) -> str:

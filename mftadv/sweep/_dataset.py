@@ -7,7 +7,8 @@ import numpy as np
 
 from mftadv.statistics import Moments
 from mftadv.sweep._cells import Dataset, import_xarray
-from mftadv.sweep._compute import Plan, Store, as_moments, merged
+from mftadv.sweep._compute import as_moments, merged
+from mftadv.sweep._plan import Plan, Store
 
 
 def dataset(

@@ -19,6 +19,7 @@ from mftadv.sweep._static import Static
 
 _LARGEST = 2**31 - 1  # networks of a chunk, and positions in an array, which are counted in int32
 DEEPEST = 2000  # layers; each is traced and compiled on its own
+_SHARE = 4  # the part of the memory that networks computed in segments may take at once
 _CELLS = 16  # how many times the networks that fit into the memory budget one call draws, cell after cell
 
 
@@ -31,7 +32,9 @@ class Traced:
         key: the root key of the run.
         spec: the law, its leaves as arrays.
         operands: as arrays.
-        out_info: the shapes and dtypes that the statistic returns, in its structure.
+        out_info: the shapes and dtypes that the statistic returns, in its structure; those of a segment where it is
+            computed in segments.
+        state: the shapes and dtypes of the state between segments, None where there are none.
         bytes_each: about the bytes that one network takes.
         chunk: the jitted function of many networks.
         compiled: what is compiled of it, by what it was compiled for.
@@ -42,6 +45,7 @@ class Traced:
     spec: NetworkSpec
     operands: Any
     out_info: Any
+    state: Any
     bytes_each: int
     chunk: Any = dataclasses.field(repr=False)
     compiled: dict[Hashable, Any] = dataclasses.field(repr=False)
@@ -58,13 +62,15 @@ class Program:
         compile_seconds: what compiling took.
         call: call(first, count, spec, operands) -> the statistic of networks first ... first + batch_size - 1, [C, R,
             ...] or [R, ...] each; or Moments of the leading `count` of them, [D, C, ...] or [D, ...] for D devices.
+            For a segment call(first, count, spec, operands, (number, state)) -> the next state [R, ...], which stays on
+            the devices, and what the segment found; None is the state before segment 0.
     """
 
     num_cells: int | None
     batch_size: int
     bytes_taken: int
     compile_seconds: float
-    call: Callable[[int, int, Any, Any], Any]
+    call: Callable[..., Any]
 
 
 def _check_sizes(spec: NetworkSpec) -> None:
@@ -78,8 +84,8 @@ def _check_sizes(spec: NetworkSpec) -> None:
     check_positive("depth", spec.depth, DEEPEST)
 
 
-def trace(statistic: Any, key: jax.Array, spec: NetworkSpec, operands: Any) -> Traced:
-    """Trace a statistic at one cell; nothing is compiled.
+def trace(statistic: Any, key: jax.Array, spec: NetworkSpec, operands: Any, segmented: bool = False) -> Traced:
+    """Trace a statistic at one cell, or a segment of it; nothing is compiled.
 
     Raises:
         ValueError: the key is not one JAX key or of an "rbg" kind, the networks are too large, the statistic is not a
@@ -93,7 +99,8 @@ def trace(statistic: Any, key: jax.Array, spec: NetworkSpec, operands: Any) -> T
     spec, operands = as_arrays((spec, operands))
     leaves, structure = jax.tree.flatten((key, spec, operands))
     one, chunk, programs = _programs(static, (structure, *((leaf.shape, leaf.dtype) for leaf in leaves)))
-    traced = one.trace(static, key, spec, operands)
+    state = jax.eval_shape(statistic.begin, key, spec, *operands) if segmented else None
+    traced = one.trace(static, key, spec, operands, _point(state))
     results = jax.tree.leaves(traced.out_info)
     if not results or not all(_is_real(result.dtype) for result in results):
         raise ValueError(f"statistic: expected a pytree of real arrays, got {traced.out_info}")
@@ -101,7 +108,17 @@ def trace(statistic: Any, key: jax.Array, spec: NetworkSpec, operands: Any) -> T
     jaxpr = traced.jaxpr.jaxpr
     if jaxpr not in programs:
         programs[jaxpr] = estimated_bytes(jaxpr) + key.dtype.itemsize, {}
-    return Traced(static, key, spec, operands, traced.out_info, programs[jaxpr][0], chunk, programs[jaxpr][1])
+    out_info = traced.out_info[1] if segmented else traced.out_info
+    return Traced(static, key, spec, operands, out_info, state, programs[jaxpr][0], chunk, programs[jaxpr][1])
+
+
+def _point(state: Any, networks: int | None = None) -> Any:
+    """Where a segment begins, as shapes: its number and the state, with an axis of networks; None for no segments."""
+    if state is None:
+        return None
+    leading = () if networks is None else (networks,)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*leading, *leaf.shape), leaf.dtype), state)
+    return jax.ShapeDtypeStruct((), np.int32), shapes
 
 
 def as_arrays(tree: Any) -> Any:
@@ -150,11 +167,14 @@ def compile_program(
         if kind not in traced.compiled:
             shapes = _stacked((traced.spec, traced.operands), axes, cells)
             options = {"batch_size": size, "axes": axes, "mesh": mesh, "reduced": reduced}
-            lowered = traced.chunk.lower(traced.static, traced.key, scalar, scalar, *shapes, **options)
+            point = _point(traced.state, size)
+            lowered = traced.chunk.lower(traced.static, traced.key, scalar, scalar, *shapes, point, **options)
             program = lowered.compile()
             traced.compiled[kind] = program, bytes_taken(program)
         return traced.compiled[kind]
 
+    if traced.state is not None and math.isfinite(limit):  # the products of many networks at once use all cores
+        budget = max(budget, int(limit) // _SHARE)
     planned = batch_size is None
     size = budget // traced.bytes_each * devices if planned else check_positive("batch_size", batch_size)
     size = even(size, num_networks, devices)
@@ -175,8 +195,15 @@ def compile_program(
             f"got {taken / 2**30:.3g} GiB"
         )
 
-    def call(first: int, count: int, spec: Any, operands: Any) -> Any:
-        return jax.device_get(program(traced.key, np.uint32(first), np.uint32(count), spec, operands))
+    def call(first: int, count: int, spec: Any, operands: Any, point: Any = None) -> Any:
+        if traced.state is None:
+            return jax.device_get(program(traced.key, np.uint32(first), np.uint32(count), spec, operands, None))
+        number, state = point
+        if state is None:
+            state = jax.tree.map(lambda leaf: np.zeros((size, *leaf.shape), leaf.dtype), traced.state)
+        point = np.int32(number), state
+        state, found = program(traced.key, np.uint32(first), np.uint32(count), spec, operands, point)
+        return state, jax.device_get(found)
 
     return Program(cells, size, taken, time.perf_counter() - start, call)
 
@@ -202,14 +229,19 @@ def _programs(statistic: Static, structure: Hashable) -> tuple[Any, Any, dict[An
     """
 
     @functools.partial(jax.jit, static_argnums=0)
-    def one(statistic, key, spec, operands):
-        return statistic.function()(key, spec, *operands)
+    def one(statistic, key, spec, operands, point):
+        function = statistic.function()
+        if point is None:
+            return function(key, spec, *operands)
+        number, state = point
+        state = jax.lax.cond(number == 0, lambda: function.begin(key, spec, *operands), lambda: state)
+        return function.segment(key, spec, number, state, *operands)
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames=("batch_size", "axes", "mesh", "reduced"))
-    def chunk(statistic, key, first, count, spec, operands, *, batch_size, axes, mesh, reduced):
+    def chunk(statistic, key, first, count, spec, operands, point, *, batch_size, axes, mesh, reduced):
         """The statistic of networks first ... first + batch_size - 1, of which the leading `count` are no padding."""
 
-        def one_device(key, first, count, spec, operands):
+        def one_device(key, first, count, spec, operands, point):
             local = batch_size // (mesh.size if mesh else 1)
             position = jnp.arange(local, dtype=np.uint32)
             if mesh:
@@ -219,9 +251,13 @@ def _programs(statistic: Static, structure: Hashable) -> tuple[Any, Any, dict[An
 
             def of_cell(spec, operands):
                 if local == 1:  # a vmap takes both branches of a condition, and products of one row slower code
-                    values = jax.tree.map(lambda value: value[None], one(statistic, keys[0], spec, operands))
+                    here = None if point is None else (point[0], jax.tree.map(lambda value: value[0], point[1]))
+                    values = one(statistic, keys[0], spec, operands, here)
+                    values = jax.tree.map(lambda value: value[None], values)
                 else:
-                    values = jax.vmap(lambda key: one(statistic, key, spec, operands))(keys)
+                    each = None if point is None else (None, 0)
+                    network = lambda key, point: one(statistic, key, spec, operands, point)  # noqa: E731
+                    values = jax.vmap(network, (0, each))(keys, point)
                 return jax.tree.map(lambda value: moments(value, position < count), values) if reduced else values
 
             if axes is None:
@@ -239,11 +275,13 @@ def _programs(statistic: Static, structure: Hashable) -> tuple[Any, Any, dict[An
             return jax.tree.map(lambda leaf: leaf[None], values) if reduced else values
 
         if mesh is None:
-            return one_device(key, first, count, spec, operands)
+            return one_device(key, first, count, spec, operands, point)
         specs = PartitionSpec(mesh.axis_names) if reduced or axes is None else PartitionSpec(None, mesh.axis_names)
         # Devices share nothing but read-only operands, so there is no replication for JAX to check.
-        sharded = jax.shard_map(one_device, mesh=mesh, in_specs=PartitionSpec(), out_specs=specs, check_vma=False)
-        return sharded(key, first, count, spec, operands)
+        whole = PartitionSpec()
+        inputs = (whole,) * 5 + (None if point is None else (whole, specs),)
+        sharded = jax.shard_map(one_device, mesh=mesh, in_specs=inputs, out_specs=specs, check_vma=False)
+        return sharded(key, first, count, spec, operands, point)
 
     return one, chunk, {}
 

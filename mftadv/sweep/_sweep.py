@@ -16,8 +16,9 @@ from mftadv import store
 from mftadv.spec import NetworkSpec, check_positive
 from mftadv.statistics import Moments
 from mftadv.sweep._cells import Cell, Dataset, Observer, identity_of_draws, import_xarray
-from mftadv.sweep._compute import InMemory, Plan, compute, plan_cells, shares
+from mftadv.sweep._compute import compute, shares
 from mftadv.sweep._dataset import moments_of
+from mftadv.sweep._plan import InMemory, Plan, plan_cells
 
 _STATIC = {"input_dim", "output_dim", "width", "depth", "block"}
 _FIELDS = {field.name for field in dataclasses.fields(NetworkSpec)}
