@@ -42,7 +42,7 @@ def step(params, state, key):
 
 
 params, state = net.params, optimiser.init(net.params)
-for i, key in enumerate(jax.random.split(jax.random.key(1), 401)):
+for i, key in enumerate(jax.random.split(jax.random.key(1), 301)):
     if i % 100 == 0:
         standard, adversarial, clean, moved = jax.jit(losses)(params, images[1500:], classes[1500:], key)
         print(f"{i}: cross entropy {standard:.3f}, L_adv {adversarial:.3f}, accuracies {clean:.3f} and {moved:.3f}")

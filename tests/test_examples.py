@@ -8,7 +8,7 @@ import jax
 import pytest
 
 SCRIPT = (Path(__file__).parent.parent / "examples" / "optax_loop.py").read_text()
-QUICK = SCRIPT.replace(", 401)", ", 101)")  # two lines printed in place of five
+QUICK = SCRIPT.replace(", 301)", ", 101)")  # two lines printed in place of four
 
 
 @pytest.mark.slow
