@@ -163,7 +163,7 @@ class _Run:
             if checkpoints and way.done > stored:
                 way.store(checkpoints)
             raise
-        return way.networks, way.found
+        return way.networks, {name: each[None] for name, each in way.found.items()}
 
 
 def shares(counts: Sequence[int], shard: tuple[int, int]) -> list[range]:
