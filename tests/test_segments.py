@@ -19,7 +19,7 @@ import pytest
 import xarray
 
 import mftadv as mf
-from mftadv import experiments, store
+from mftadv import experiments, report, store
 from mftadv.compare import Claim
 from mftadv.experiments import EXPERIMENTS, Budget, Experiment
 from mftadv.spec import NetworkSpec
@@ -37,6 +37,7 @@ from mftadv.sweep import (
     plan_cells,
 )
 
+pytestmark = pytest.mark.slow  # nearly every one compiles
 ROOT = Path(__file__).parent.parent
 NETWORKS, SEGMENTS = 8, 4
 
@@ -212,7 +213,6 @@ def by_numpy(at, networks, segments=SEGMENTS):
     return {name: np.reshape(values, (networks, segments, *np.shape(values[0]))) for name, values in found.items()}
 
 
-@pytest.mark.slow
 def test_segments_make_the_walk_whatever_the_chunks(computed):
     data = drawn(MIXED)
     computed.check_each_once({0: SEGMENTS, 1: SEGMENTS, 2: SEGMENTS, 4: 2})
@@ -228,7 +228,6 @@ def test_segments_make_the_walk_whatever_the_chunks(computed):
         xarray.testing.assert_allclose(drawn(MIXED, batch_size=batch_size), data, rtol=1e-6)
 
 
-@pytest.mark.slow
 def test_devices_share_the_networks():
     mesh = jax.make_mesh((4,), ("networks",))
     for networks, batch_size in ((NETWORKS, None), (7, 4)):
@@ -236,7 +235,6 @@ def test_devices_share_the_networks():
         xarray.testing.assert_allclose(sharded, drawn(MIXED[:2], networks), rtol=1e-6)
 
 
-@pytest.mark.slow
 def test_a_statistic_in_segments_is_a_plain_one_to_monte_carlo_and_sweep():
     values = by_numpy(MIXED[0], NETWORKS)
     found = monte_carlo(Walk(), root(), MIXED[0].spec, np.float32(0.5), num_networks=NETWORKS, batch_size=3)
@@ -263,7 +261,6 @@ def test_a_state_that_changes_its_kind_is_refused():
         plan_cells([cell(1.0, 0.5, Growing())], root())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stored", [True, False])
 def test_half_as_many_networks_where_memory_is_too_small(tmp_path, computed, whole, stored):
     said = Said()
@@ -283,7 +280,6 @@ def test_half_as_many_networks_where_memory_is_too_small(tmp_path, computed, who
 # In a folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [NETWORKS, 3])
 def test_interrupted_after_any_segment_it_goes_on_from_there(tmp_path, computed, whole, batch_size):
     total = -(-NETWORKS // batch_size) * sum(OF_WALKS.values())
@@ -297,7 +293,6 @@ def test_interrupted_after_any_segment_it_goes_on_from_there(tmp_path, computed,
         check_finished(folder, whole)
 
 
-@pytest.mark.slow
 def test_interrupted_again_and_again_with_other_batch_sizes(tmp_path, computed, whole):
     for number, sizes in enumerate([(8, 3, 5, 8), (3, 8), (5, 4, 8)]):
         folder = tmp_path / f"{number}"
@@ -323,6 +318,25 @@ def test_checkpoints_replace_one_another(tmp_path, computed, every_time, whole):
     chunks = [[(at, at + 1, *some)] for at in OF_WALKS for some in ((0, 4), (4, 8))]
     assert [each for each in seen if each] == chunks
     check_finished(tmp_path / "run", whole)
+
+
+def test_status_says_how_far_networks_are(tmp_path, computed):
+    folder = tmp_path / "run"
+    interrupted(folder, computed, 2, 4)
+    assert store.status(folder).on_their_way == {2: 4}
+    (old,) = checkpoints(folder).values()
+    shutil.copy(old, tmp_path)
+    interrupted(folder, computed, 1, 3)
+    for name in ("notes.npz", old.name.replace("cells-0", "cells-1")):
+        (folder / "checkpoints" / name).write_text("mine")
+    assert store.status(folder).on_their_way == {3: 3, 2: 1}
+    assert report.status_lines(store.status(folder, check=True)) == [
+        "walks: 0 of 32 networks in 4 cells", "begun     3 more, stored after segment 3",
+        "begun     1 more, stored after segment 2", "results   not there",
+    ]  # fmt: skip
+    mf.run(Walks(), folder)
+    shutil.copy(tmp_path / old.name, folder / "checkpoints")
+    assert store.status(folder).on_their_way == {}
 
 
 def test_of_two_checkpoints_the_one_further_on_is_used(tmp_path, computed, whole):
@@ -403,7 +417,6 @@ def test_parts_are_written_as_often_beside_checkpoints(tmp_path, computed, monke
     assert 25 < float(line.split()[2]) < 60  # 19 segments are left, about
 
 
-@pytest.mark.slow
 def test_another_configuration_is_refused_and_the_checkpoint_stays(tmp_path, computed):
     interrupted(tmp_path / "run", computed)
     before = checkpoints(tmp_path / "run")
@@ -460,7 +473,6 @@ def a_part(path, tmp_path):
         shutil.copy(part, path.parent)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("damage", [truncated, emptied, flipped, foreign, renamed, linked, a_part])
 def test_a_damaged_checkpoint_is_set_aside_and_computed_again(tmp_path, computed, whole, damage):
     folder, said = tmp_path / "run", Said()
@@ -492,7 +504,6 @@ def test_files_of_the_users_among_checkpoints_stay(tmp_path, computed, whole):
     check_finished(tmp_path / "run", whole)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 @pytest.mark.parametrize("step", ["write_bytes", "replace", "mkdir"])
 def test_a_checkpoint_that_cannot_be_written(tmp_path, computed, every_time, whole, step, number):
@@ -520,7 +531,6 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path, computed, every_time, who
 # Shards
 
 
-@pytest.mark.slow
 def test_shards_with_networks_on_their_way(tmp_path, computed, whole):
     one, two, target = (tmp_path / name for name in ("one", "two", "target"))
     mf.run(Walks(), one, Budget(NETWORKS, shard=(0, 2)))
@@ -586,7 +596,6 @@ for number in range(kills // 5):
 """
 
 
-@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_to_the_same_results(tmp_path, whole):
     environment = {
         **os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),

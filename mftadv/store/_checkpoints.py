@@ -2,18 +2,33 @@
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mftadv.store._files import make_folder, write_atomically
-from mftadv.store._parts import Part, Parts, entries
+from mftadv.store._files import make_folder, open_regular, write_atomically
+from mftadv.store._parts import Part, Parts, entries, named
 from mftadv.store._record import Record, reason
 
 FOLDER = "checkpoints"
 PROGRESS = "progress"  # the array that says how far the networks of a checkpoint are
+
+
+def on_their_way(folder: Path, parts: Parts) -> dict[int, int]:
+    """How many networks that have no part have so many segments behind them, by what the files say, not yet checked."""
+    furthest: dict[tuple[int, int], int] = {}
+    for path in entries(folder / FOLDER):
+        with contextlib.suppress(Exception):  # whatever a file that is no checkpoint makes NumPy raise
+            cells, networks, _ = named(path)
+            with open_regular(path) as file, np.load(file, allow_pickle=False) as archive:
+                ((*progress,),) = archive[f"value.{PROGRESS}"].tolist()
+            for i, done in zip(networks, progress, strict=True):
+                if parts.missing(cells.start, i + 1, i):
+                    furthest[cells.start, i] = max(done, furthest.get((cells.start, i), 0))
+    return dict(sorted(Counter(furthest.values()).items(), reverse=True))
 
 
 class Checkpoints:
