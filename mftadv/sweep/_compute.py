@@ -35,8 +35,8 @@ def compute(
 ) -> None:
     """Draw the networks of every cell that the store does not have, and store them.
 
-    A chunk that does not fit into memory is halved and tried again. An interruption (KeyboardInterrupt) loses at most
-    the last two seconds of work.
+    A chunk that does not fit into memory is halved and tried again. An interruption (KeyboardInterrupt) loses the chunk
+    that it meets, or the segment of it.
 
     Args:
         plan: see `plan_cells`.

@@ -166,9 +166,17 @@ def plan_cells(cells: Sequence[Cell], key: jax.Array, *, reduced: bool = False, 
 
 
 def names(tree: Any) -> dict[str, Any]:
-    """The leaves of what a statistic returns, by name: keys, fields and positions joined by "_"; "value" for a leaf."""
+    """The leaves of what a statistic returns, by name: keys, fields and positions joined by "_"; "value" for a leaf.
+
+    Raises:
+        ValueError: two have the same name.
+    """
     leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, Moments))[0]
-    return {"_".join(map(_key, path)) or "value": leaf for path, leaf in leaves}
+    named = {"_".join(map(_key, path)) or "value": leaf for path, leaf in leaves}
+    if len(named) < len(leaves):
+        every = [jax.tree_util.keystr(path) for path, _ in leaves]
+        raise ValueError(f"statistic: expected arrays of different names, got {every}")
+    return named
 
 
 def _key(entry: Any) -> str:
