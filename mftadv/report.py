@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mftadv.compare import FAMILY_ERROR, Judgement
+from mftadv.store import Status
 from mftadv.sweep import Observer
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = [
     "grid_table",
     "notes",
     "number",
+    "status_lines",
     "table",
     "verdict",
     "verdict_table",
@@ -54,6 +56,18 @@ def table(title: str, legend: str) -> Table:
 def number(value: float | None, form: str = ".4g") -> str:
     """A number, or a dash where there is none."""
     return "-" if value is None or math.isnan(value) else format(value, form)
+
+
+def status_lines(found: Status) -> list[str]:
+    """How far a run is, in words."""
+    results = "not there" if not found.has_results else f"of {'these' if found.is_current else 'fewer'} networks"
+    cells = f"{len(found.aimed)} cell{'s' * (len(found.aimed) > 1)}"
+    return [
+        f"{found.name}: {sum(found.networks)} of {sum(found.aimed)} networks in {cells}",
+        *(f"begun     {count} more, stored after segment {done}" for done, count in found.on_their_way.items()),
+        *(f"damaged   {name}" for name in found.damaged),
+        f"results   {results}",
+    ]
 
 
 def verdict(name: str) -> str:

@@ -94,11 +94,7 @@ def _status(folder: tyro.conf.Positional[Path], check: bool = False) -> Callable
     """
 
     def call(terminal: Terminal) -> int:
-        found = store.status(folder, check)
-        results = "not there" if not found.has_results else f"of {'these' if found.is_current else 'fewer'} networks"
-        cells = f"{len(found.aimed)} cell{'s' * (len(found.aimed) > 1)}"
-        done = f"{found.name}: {sum(found.networks)} of {sum(found.aimed)} networks in {cells}"
-        terminal.say("\n".join([done, *(f"damaged   {name}" for name in found.damaged), f"results   {results}"]))
+        terminal.say("\n".join(report.status_lines(store.status(folder, check))))
         return 0
 
     return call

@@ -107,10 +107,11 @@ def run(
 ) -> Result:
     """Run an experiment: draw its networks, store them, judge its claims, draw its figures.
 
-    The folder holds run.json (what is run, and where), parts/ (what was drawn, in checked files), and, once all is
-    drawn, data.nc (one xarray dataset), claims.json, claims.csv and figures/. Interrupted, by Ctrl-C or by kill -9, the
-    same call with the same folder goes on; with more networks it draws those that are missing; for another
-    configuration the folder is refused. Nothing that the run did not write is ever deleted.
+    The folder holds run.json (what is run, and where), parts/ (what was drawn, in checked files), checkpoints/
+    (networks that are computed in segments, on their way), and, once all is drawn, data.nc (one xarray dataset),
+    claims.json, claims.csv and figures/. Interrupted, by Ctrl-C or by kill -9, the same call with the same folder goes
+    on; with more networks it draws those that are missing; for another configuration the folder is refused. Nothing
+    that the run did not write is ever deleted.
 
     Args:
         experiment: what to run.
