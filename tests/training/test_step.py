@@ -1,6 +1,5 @@
 """Steps without adversary against a loop over optax written out here: forward pass, loss, batches and all."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,8 +71,6 @@ def by_hand(network, loss, optimizer, data, rows):
         updates, state = optimizer.update(gradient(params, x[row], y[row]), state, params)
         params = optax.apply_updates(params, updates)
     return params
-
-
 
 
 @pytest.mark.parametrize("x64", [False, True])
