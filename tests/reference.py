@@ -34,6 +34,19 @@ def draw(rng: np.random.Generator, spec: Any, num_networks: int) -> Networks:
     )
 
 
+def of_network(network: Any, copies: int = 1) -> Networks:
+    """A dense network of the package, `copies` times: one for each of so many inputs, say."""
+    take = lambda values: np.broadcast_to(np.asarray(values, np.float64), (copies, *np.shape(values)))  # noqa: E731
+    return Networks(
+        network.spec,
+        take(network.frozen.embedding.entries),
+        [take(weight.entries) for weight in network.params.weights],
+        [take(bias) for bias in network.params.biases],
+        [take(sign) for sign in network.frozen.signs or [np.ones(network.spec.width)] * network.spec.depth],
+        take(network.frozen.readout.entries),
+    )
+
+
 def forward(nets: Networks, x: np.ndarray) -> tuple[np.ndarray, list, list]:
     """Outputs [M, K], slopes phi'(z_l) (L of [M, N]) and hidden h_0 ... h_L ([M, N]) at x, [d] or [M, d]."""
     u, v = float(nets.spec.positive_slope), float(nets.spec.negative_slope)

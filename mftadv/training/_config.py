@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -110,6 +111,9 @@ class TrainingConfig:
         _check_number("learning_rate", self.learning_rate, positive=True)
         _check_number("eps", self.eps)
         _check_number("adversarial_weight", self.adversarial_weight, most)
+        for name in _LEAVES:  # an integer would be traced as one, which is no radius
+            if isinstance(value := getattr(self, name), numbers.Real):
+                set_to(name, float(value))
         named_attack(self.attack, self.p)
         parts = tuple(part for part in TRAINABLE if part in self.trained)
         if not isinstance(self.trained, tuple) or not parts or len(parts) != len(self.trained):

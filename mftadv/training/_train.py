@@ -192,7 +192,7 @@ def _evaluate(
 
     fisher_rao, cotangent = _fisher_rao(network, base, cotangents, targets, config)
     variance = weight_variances(network)
-    omega = alpha(spec) * variance + spec.has_shortcut
+    omega = alpha(spec) * variance + float(spec.has_shortcut)
     record = {
         "weight_variance": variance,
         "propagation_factor": omega,
@@ -231,8 +231,8 @@ def _tangent_kernel(
 
     total = jnp.zeros(())
     for h, c in zip(hidden, cotangents, strict=False):
-        total += gram(c) * (gram(h) * ("weights" in config.trained) + 1 * ("biases" in config.trained))
-    return total + network.spec.output_dim * gram(hidden[-1]) * ("readout" in config.trained)
+        total += gram(c) * (gram(h) * float("weights" in config.trained) + float("biases" in config.trained))
+    return total + network.spec.output_dim * gram(hidden[-1]) * float("readout" in config.trained)
 
 
 def _fisher_rao(
@@ -242,9 +242,9 @@ def _fisher_rao(
     along = jnp.zeros_like(base.output)  # <theta, df_k/dtheta>
     for z, c, bias in zip(base.at, cotangents, network.params.biases, strict=True):
         shift = jnp.sum(c * bias[None, None], -1)
-        along += (jnp.sum(c * z[:, None], -1) - shift) * ("weights" in config.trained)
-        along += shift * ("biases" in config.trained)
-    along += base.output * ("readout" in config.trained)
+        along += (jnp.sum(c * z[:, None], -1) - shift) * float("weights" in config.trained)
+        along += shift * float("biases" in config.trained)
+    along += base.output * float("readout" in config.trained)
     if config.standard_loss is None or targets is None:
         return jnp.mean(jnp.sum(along**2, axis=1)), jnp.asarray(along.shape[1], along.dtype)
     loss = LOSSES[config.standard_loss]

@@ -1,0 +1,106 @@
+"""Steps without adversary against a loop over optax written out here: forward pass, loss, batches and all."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mftadv as mf
+from mftadv import training
+from mftadv.spec import key_for
+from mftadv.training import _step
+from tests.training.attacks import CHEAP
+
+KEY, STEPS, BATCH, N = jax.random.key(4), 5, 3, 7
+
+
+def data(output_dim):
+    x = np.random.default_rng(0).standard_normal((N, 5))
+    return jnp.asarray(x, float), jnp.arange(N, dtype=jnp.int32) % max(2, output_dim)
+
+
+@jax.jit
+def trained(spec, config, data):
+    network = mf.init(KEY, spec)
+    state = jax.lax.fori_loop(
+        0, STEPS, lambda _, state: training.step(KEY, state, data, config), training.init(network, config)
+    )
+    return network, state.network
+
+
+def batches():
+    """The rows of each step: two batches an epoch, which leave one input out, by the permutations of the library."""
+    key = jax.random.fold_in(key_for("step", KEY), 0)
+    rows = []
+    for epoch in range(-(-STEPS // 2)):
+        order = np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), N))
+        assert sorted(order) == list(range(N))
+        rows += [order[:BATCH], order[BATCH : 2 * BATCH]]
+    return rows[:STEPS]
+
+
+def by_hand(network, loss, optimizer, data, rows):
+    """The weights and biases after STEPS steps of an optax optimizer on the mean loss of each batch."""
+    x, y = data
+    embedding, readout = network.frozen.embedding.entries, network.frozen.readout.entries
+    signs = network.frozen.signs or [1.0] * network.spec.depth
+    shortcut, u, v = float(network.spec.has_shortcut), network.spec.positive_slope, network.spec.negative_slope
+
+    @jax.jit
+    @jax.grad
+    def gradient(params, x, y):
+        h = x @ embedding.T
+        for weight, bias, sign in zip(*params, signs, strict=True):
+            z = h @ weight.T + jnp.broadcast_to(bias, h.shape)
+            h = shortcut * h + jnp.broadcast_to(sign, h.shape) * jnp.where(z >= 0, u * z, v * z)
+        f = h @ readout.T
+        if f.shape[1] == 1:
+            sign = (2 * y - 1).astype(f.dtype)
+            each = jnp.log1p(jnp.exp(-sign * f[:, 0])) if loss == "cross_entropy" else (f[:, 0] - sign) ** 2 / 2
+        elif loss == "cross_entropy":
+            right = jnp.take_along_axis(f, y[:, None], axis=1)[:, 0]
+            each = jnp.log(jnp.sum(jnp.exp(f), axis=1)) - right
+        else:
+            each = jnp.sum((f - jnp.eye(f.shape[1], dtype=f.dtype)[y]) ** 2, axis=1) / 2
+        return jnp.mean(each)
+
+    params = [weight.entries for weight in network.params.weights], list(network.params.biases)
+    state = optimizer.init(params)
+    for row in rows:
+        updates, state = optimizer.update(gradient(params, x[row], y[row]), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize(
+    ("output_dim", "block", "loss", "optimizer", "adversarial"),
+    [
+        (1, "vanilla", "cross_entropy", "sgd", "paper"),
+        (3, "signed", "squared", "adam", "paper"),
+        (3, "residual", "cross_entropy", "adam", "madry"),
+        (1, "signed", "squared", "sgd", None),
+    ],
+)
+@pytest.mark.slow
+def test_without_weight_of_the_adversary_it_is_a_loop_over_optax(x64, output_dim, block, loss, optimizer, adversarial):
+    # adam of optax raises a float to an integer power
+    with jax.enable_x64(x64), jax.numpy_dtype_promotion("standard" if optimizer == "adam" else "strict"):
+        spec = mf.NetworkSpec(5, output_dim, 8, 3, 0.8, 0.3, 1.0, 0.1, block)
+        rate, make = 0.05, getattr(optax, optimizer)
+        config = training.TrainingConfig(
+            STEPS, rate, 0.4, standard_loss=loss, adversarial=adversarial, adversarial_weight=0.0, batch_size=BATCH,
+            attack=CHEAP, optimizer=None if optimizer == "sgd" else make,
+        )  # fmt: skip
+        network, after = trained(spec, config, data(output_dim))
+        expected = by_hand(network, loss, make(rate), data(output_dim), batches())
+        tolerance = 1e-12 if x64 else 1e-6
+        for got, of_part in zip((_step.weights_of(after), after.params.biases), expected, strict=True):
+            for mine, theirs in zip(got, of_part, strict=True):
+                assert mine.dtype == (jnp.float64 if x64 else jnp.float32)
+                np.testing.assert_allclose(mine, theirs, rtol=tolerance, atol=tolerance)
+        moved = [np.abs(a - b).max() for a, b in zip(expected[0], _step.weights_of(network), strict=True)]
+        assert min(moved) > 1e-3
+        for mine, theirs in zip(jax.tree.leaves(after.frozen), jax.tree.leaves(network.frozen), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
