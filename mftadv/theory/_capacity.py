@@ -54,6 +54,7 @@ def fisher_rao_norm(
         return (blocks * share + start) ** 2 + blocks * share * (1 - share)
 
     signal = jnp.asarray(input_norm_squared, dtype=float) / spec.input_dim * paths(spec.depth, 0)
-    noise = bias_series(spec, paths(jnp.arange(spec.depth, dtype=float), int(biases)))
+    blocks = jnp.arange(spec.depth, dtype=float).reshape(-1, *[1] * share.ndim)
+    noise = bias_series(spec, paths(blocks, int(biases)))
     total = scaled_power(signal, propagation_factor(spec), spec.depth) + noise
     return scaled_power(cotangent, total, 1)
