@@ -9,15 +9,15 @@ from typing import Any, ClassVar, Literal
 import jax
 import numpy as np
 
-from mftadv import report, theory
+from mftadv import report, statistics, theory
 from mftadv.compare import Claim, Judgement
 from mftadv.experiments import _training_figures
 from mftadv.experiments._trainings import OfTrainings, closed_form, estimate, running
 from mftadv.spec import NetworkSpec
 from mftadv.sweep import Cell
 
-_ROUNDING = 2e-3, "rounding of sums over steps, in single precision"
-_MEAN_SHARE = 0.1, "the share of a branch is that of the mean over wide networks"
+_ROUNDING = 2e-3  # what sums over steps may lose to rounding in single precision, relative
+_SHARE = 0.1  # how far the share of a branch may be off its mean in wide networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,28 +97,23 @@ class Train(OfTrainings):
     def claims(self, data: Any) -> Sequence[Claim]:
         record, told = running(data, 0)
         note = "; ".join(told)
-        spec, claims = self.spec, []
+        spec = self.spec
         if not len(record["step"]):
             return []
         measured, predicted = (record[name][:, -1] for name in ("norm_change", "norm_change_predicted"))
         if spec.has_shortcut:  # the share of a branch is a mean over networks, and best seen over all layers
-            measured, predicted = measured.sum(1, keepdims=True), predicted.sum(1, keepdims=True)
-        for layer in range(measured.shape[1]):
-            name = "all layers" if spec.has_shortcut else f"layer {layer + 1}"
-            allowance, reason = _MEAN_SHARE if spec.has_shortcut else _ROUNDING
-            ratio = measured[:, layer] / predicted[:, layer]
-            claims.append(
-                Claim.of(
-                    f"d|W|^2 / identity, {name}",
-                    1.0,
-                    estimate(ratio),
-                    id="identity",
-                    coords={"layer": layer + 1},
-                    allowance=allowance,
-                    reason=reason,
-                    note=note,
+            ratio = statistics.ratio_estimate(measured.sum(1), predicted.sum(1))
+            text, reason = "d|W|^2 / identity, all layers", "the share of a branch is a mean over wide networks"
+            claims = [Claim.of(text, 1.0, ratio, id="identity", allowance=_SHARE, reason=reason, note=note)]
+        else:  # it holds for every network, so that nothing is left to chance
+            errors = np.max(np.abs(measured / predicted - 1), axis=0)
+            claims = [
+                Claim(
+                    f"identity, error, layer {layer}", _ROUNDING, error, 0.0, math.inf, kind="at_most", scale=1.0,
+                    id="identity", coords={"layer": layer}, note=note,
                 )
-            )
+                for layer, error in enumerate(errors.tolist(), 1)
+            ]  # fmt: skip
         if self.adversarial != "paper" or not self.eps or not self.adversarial_weight:
             return claims
         change = record["norm_change"].mean(2) / spec.width
