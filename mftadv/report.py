@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mftadv.compare import FAMILY_ERROR, Judgement
-from mftadv.store import Status
 from mftadv.sweep import Observer
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ __all__ = [
     "grid_table",
     "notes",
     "number",
-    "status_lines",
     "table",
     "verdict",
     "verdict_table",
@@ -56,18 +54,6 @@ def table(title: str, legend: str) -> Table:
 def number(value: float | None, form: str = ".4g") -> str:
     """A number, or a dash where there is none."""
     return "-" if value is None or math.isnan(value) else format(value, form)
-
-
-def status_lines(found: Status) -> list[str]:
-    """How far a run is, in words."""
-    results = "not there" if not found.has_results else f"of {'these' if found.is_current else 'fewer'} networks"
-    cells = f"{len(found.aimed)} cell{'s' * (len(found.aimed) > 1)}"
-    return [
-        f"{found.name}: {sum(found.networks)} of {sum(found.aimed)} networks in {cells}",
-        *(f"begun     {count} more, stored after segment {done}" for done, count in found.on_their_way.items()),
-        *(f"damaged   {name}" for name in found.damaged),
-        f"results   {results}",
-    ]
 
 
 def verdict(name: str) -> str:
@@ -119,8 +105,8 @@ def grid_table(data: Any, rows: int = 40) -> Table:
         data: see `mftadv.sweep`; what has more axes than the grid, or is a bound of infinite width, is left out.
         rows: how many points, at most.
     """
-    grid = [str(name) for name in data.coords]
-    names = [str(name) for name, each in data.data_vars.items() if list(each.dims) == grid]
+    names = [str(name) for name, each in data.data_vars.items() if set(each.dims) == set(data.coords)]
+    grid = [str(name) for name in data[names[0]].dims]
     means = [name for name in names if f"{name}_standard_error" in names]
     shown = [each for name in means for each in (name, f"theory_{name}", f"theory_{name}_at_width") if each in names]
     points = data[names].stack(point=grid)

@@ -19,7 +19,7 @@ import pytest
 import xarray
 
 import mftadv as mf
-from mftadv import experiments, report, store
+from mftadv import experiments, store
 from mftadv.compare import Claim
 from mftadv.experiments import EXPERIMENTS, Budget, Experiment
 from mftadv.spec import NetworkSpec
@@ -347,7 +347,7 @@ def test_status_says_how_far_networks_are(tmp_path, computed):
     for name in ("notes.npz", old.name.replace("cells-0", "cells-1")):
         (folder / "checkpoints" / name).write_text("mine")
     assert store.status(folder).on_their_way == {3: 3, 2: 1}
-    assert report.status_lines(store.status(folder, check=True)) == [
+    assert str(store.status(folder, check=True)).splitlines() == [
         "walks: 0 of 32 networks in 4 cells", "begun     3 more, stored after segment 3",
         "begun     1 more, stored after segment 2", "results   not there",
     ]  # fmt: skip

@@ -40,6 +40,13 @@ class Status:
     has_results: bool
     is_current: bool
 
+    def __str__(self) -> str:
+        results = "not there" if not self.has_results else f"of {'these' if self.is_current else 'fewer'} networks"
+        cells = f"{len(self.aimed)} cell{'s' * (len(self.aimed) > 1)}"
+        done = f"{self.name}: {sum(self.networks)} of {sum(self.aimed)} networks in {cells}"
+        begun = (f"begun     {count} more, stored after segment {n}" for n, count in self.on_their_way.items())
+        return "\n".join([done, *begun, *(f"damaged   {name}" for name in self.damaged), f"results   {results}"])
+
 
 def status(path: Path | str, check: bool = False) -> Status:
     """What is in the folder of a run, which is neither locked nor changed.

@@ -210,4 +210,4 @@ def test_a_matrix_free_network_has_no_derivative():
 
     assert jax.eval_shape(value, jnp.ones(6)).shape == ()
     with pytest.raises(ValueError, match="net_or_f: expected a dense network or a function"):
-        jax.grad(value)(jnp.ones(6))
+        jax.eval_shape(jax.grad(value), jnp.ones(6))
