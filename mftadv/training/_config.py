@@ -94,12 +94,11 @@ class TrainingConfig:
         def set_to(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        for name in ("steps", "batch_size", "evaluate_every"):
+        for name in ("steps", "batch_size"):
             if name == "steps" or getattr(self, name) is not None:
                 set_to(name, check_positive(name, getattr(self, name)))
-        if self.evaluate_every is None:
-            set_to("evaluate_every", -(-self.steps // 10))
-        check_positive("evaluate_every", self.evaluate_every, self.steps)
+        every = -(-self.steps // 10) if self.evaluate_every is None else self.evaluate_every
+        set_to("evaluate_every", check_positive("evaluate_every", every, self.steps))
         for name in ("p", "q"):
             set_to(name, check_exponent(name, getattr(self, name)))
         if self.standard_loss not in (None, *LOSSES):

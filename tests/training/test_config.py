@@ -38,7 +38,7 @@ X, Y = np.zeros((4, 5)), np.array([0, 1, 2, 1])
         ({"standard_loss": "hinge"}, "standard_loss: expected one of cross_entropy, squared or None, got 'hinge'"),
         (
             {"standard_loss": None, "adversarial": None},
-            "standard_loss: expected a loss with adversarial=None, got None",
+            "standard_loss: expected a loss with adversarial=None",
         ),
         ({"standard_loss": None, "adversarial": "madry"}, "standard_loss: expected a loss with adversarial='madry'"),
         ({"adversarial": "trades"}, "adversarial: expected one of paper, madry or None, got 'trades'"),

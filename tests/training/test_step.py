@@ -73,14 +73,15 @@ def by_hand(network, loss, optimizer, data, rows):
     return params
 
 
-@pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize(
-    ("output_dim", "block", "loss", "optimizer", "adversarial"),
+    ("x64", "output_dim", "block", "loss", "optimizer", "adversarial"),
     [
-        (1, "vanilla", "cross_entropy", "sgd", "paper"),
-        (3, "signed", "squared", "adam", "paper"),
-        (3, "residual", "cross_entropy", "adam", "madry"),
-        (1, "signed", "squared", "sgd", None),
+        (False, 1, "vanilla", "cross_entropy", "sgd", "paper"),
+        (False, 3, "signed", "squared", "adam", "paper"),
+        (True, 1, "vanilla", "cross_entropy", "sgd", "paper"),
+        (True, 3, "residual", "cross_entropy", "adam", "madry"),
+        (True, 3, "signed", "squared", "adam", None),
+        (True, 1, "signed", "squared", "sgd", None),
     ],
 )
 @pytest.mark.slow
