@@ -14,10 +14,11 @@ bounds: $(VENV)/.cli
 # what one runs between edits
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n auto -m "not slow and not law"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not law"
 
+# a file is one process's, which computes its fixtures and compiles its programs once
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

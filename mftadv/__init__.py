@@ -29,6 +29,7 @@ from mftadv.attack import (
 )
 from mftadv.data import load_inputs
 from mftadv.sweep import monte_carlo, sweep
+from mftadv.training import TrainingConfig, TrainingRecord, train
 from mftadv.experiments import run
 
 if _is_command:
@@ -61,5 +62,8 @@ __all__ = [
     "load_inputs",
     "monte_carlo",
     "sweep",
+    "TrainingConfig",
+    "TrainingRecord",
+    "train",
     "run",
 ]

@@ -105,8 +105,8 @@ def grid_table(data: Any, rows: int = 40) -> Table:
         data: see `mftadv.sweep`; what has more axes than the grid, or is a bound of infinite width, is left out.
         rows: how many points, at most.
     """
-    grid = [str(name) for name in data.coords]
-    names = [str(name) for name, each in data.data_vars.items() if list(each.dims) == grid]
+    names = [str(name) for name, each in data.data_vars.items() if set(each.dims) == set(data.coords)]
+    grid = [str(name) for name in data[names[0]].dims]
     means = [name for name in names if f"{name}_standard_error" in names]
     shown = [each for name in means for each in (name, f"theory_{name}", f"theory_{name}_at_width") if each in names]
     points = data[names].stack(point=grid)

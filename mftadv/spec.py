@@ -162,6 +162,23 @@ def key_for(function: str, key: jax.Array) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(function.encode()))
 
 
+def fold_in_loop(key: jax.Array, numbers: Any) -> jax.Array:
+    """The keys [T] that come of folding each row of numbers [T, M] into a key, one number after the other.
+
+    In a loop: a compiler that fuses a key's derivation into a draw repeats it for every entry drawn. The words of a key
+    come out separately: concatenated inside a batched loop, each would repeat the derivation.
+    """
+
+    def derived(row):
+        folded = key
+        for number in row:
+            folded = jax.random.fold_in(folded, number)
+        return tuple(jax.random.key_data(folded))
+
+    words = jax.lax.map(derived, jnp.asarray(numbers, jnp.uint32))
+    return jax.random.wrap_key_data(jnp.stack(words, -1), impl=jax.random.key_impl(key))
+
+
 def check_positive(name: str, value: int, most: int | None = None) -> int:
     """Return a positive integer, of at most `most`, as Python's.
 

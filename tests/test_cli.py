@@ -19,7 +19,7 @@ from mftadv import cli, experiments, store, theory
 from mftadv.compare import judge
 from mftadv.experiments import loss_bounds
 from mftadv.spec import NetworkSpec
-from mftadv.sweep import _compute
+from mftadv.sweep import _compute, sweep
 
 ROOT = Path(__file__).parent.parent
 BOUNDS = ["--width", "24", "--depth", "2", "--networks", "60", "--data", "gaussian", "--input-dim", "4",
@@ -221,6 +221,37 @@ def test_shards_are_merged(run, tmp_path):
     joined, whole = content(tmp_path / "joined"), content(tmp_path / "whole")
     assert joined[0] == whole[0]
     xarray.testing.assert_allclose(joined[2], whole[2], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_shards_of_a_sweep_are_merged(run, tmp_path):
+    text = 'statistic = "jacobian"\nnetworks = 21\n[network]\ninput_dim = 3\nwidth = 6\n[grid]\n'
+    (tmp_path / "s.toml").write_text(text + "weight_variance = [1, 2.0]\np = [inf]\n")
+    assert run("s.toml", "--out", "whole", command="sweep")[0] == 0
+    for share in ("0", "1"):
+        status, out, _ = run("s.toml", "--shard", f"{share}/2", "--out", share, command="sweep")
+        assert status == 0
+        assert f"share {share} of 2 is drawn" in out
+        assert not (tmp_path / share / "data.nc").exists()
+    status, out, err = run("joined", "1", "0", command="merge")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[1:] == run("joined", command="show")[1].splitlines()  # but for the plan
+    with xarray.open_dataset("joined/data.nc") as joined, xarray.open_dataset("whole/data.nc") as whole:
+        assert int(joined["norm_count"].min()) == 21
+        xarray.testing.assert_allclose(joined, whole, rtol=1e-6)
+    run("half", "1", command="merge")  # what no shard has is drawn
+    with xarray.open_dataset("half/data.nc") as half, xarray.open_dataset("whole/data.nc") as whole:
+        xarray.testing.assert_allclose(half, whole, rtol=1e-6)
+    for shard, message in (("3", "i/n, got '3'"), ("2/2", "(i, n) with 0 <= i < n, a folder and no target")):
+        status, _, err = run("s.toml", "--shard", shard, "--out", "wrong", command="sweep")
+        assert (status, err.count("\n")) == (2, 1)
+        assert f"shard: expected {message}" in err
+    spec = NetworkSpec(1, 1, 1, 1)
+    sweep(lambda key, spec: spec.weight_variance, jax.random.key(0), spec, {"depth": [1]}, folder="own")
+    status, _, err = run("wrong", "own", command="merge")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "or a sweep that a file describes, got one of 'sweep'" in err
+    assert not (tmp_path / "wrong").exists()
 
 
 @pytest.mark.slow

@@ -91,7 +91,7 @@ def test_importing_touches_no_configuration(tmp_path):
     code = (
         "import jax, os; before = dict(jax.config.values), dict(os.environ); import mftadv; "
         "after = dict(jax.config.values), dict(os.environ); assert before == after; "
-        "import sys; assert not {'matplotlib', 'sklearn', 'tyro', 'rich', 'xarray'} & set(sys.modules)"
+        "import sys; assert not {'matplotlib', 'sklearn', 'tyro', 'rich', 'xarray', 'flax'} & set(sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)

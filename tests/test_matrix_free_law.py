@@ -64,7 +64,8 @@ def trajectory(key, spec, chained):
     return jnp.concatenate([J, a[..., None], f[..., None]], -1), net.law_exact
 
 
-@jax.jit
+# Here time goes into running, not into compiling.
+@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
 def trajectories(keys, spec, chained):
     return jax.lax.map(lambda key: trajectory(key, spec, chained), keys, batch_size=500)
 

@@ -768,6 +768,123 @@ def test_no_run_begins_where_nothing_can_be_written(tmp_path, monkeypatch, name)
     assert tree(tmp_path) == {"empty": None}
 
 
+# Networks on their way
+
+ON_THEIR_WAY = {"progress": ((), "int64"), "state.place": ((2,), "float32"), "state.above": ((), "bool")}
+
+
+def open_on_the_way(path, said=None, **options):
+    return open_run(path, said, on_their_way=[ON_THEIR_WAY, ON_THEIR_WAY, {}], **options)
+
+
+def checkpoint(run, cell, networks, progress):
+    lead = np.array([*networks])
+    place = np.stack([lead + 100.0 * progress, lead], axis=1).astype(np.float32)
+    arrays = {"progress": np.full(len(networks), progress), "state.place": place, "state.above": lead % 2 == 0}
+    run.checkpoints.write(cell, networks, arrays)
+
+
+def found(run, cell, networks):
+    """Which networks go on together, and from where."""
+    some, arrays = run.checkpoints.find(cell, networks)
+    if arrays is None:
+        return some, 0
+    (progress,) = set(arrays["progress"].tolist())
+    np.testing.assert_array_equal(arrays["state.place"][:, 0], np.array([*some]) + np.float32(100 * progress))
+    np.testing.assert_array_equal(arrays["state.above"], np.array([*some]) % 2 == 0)
+    return some, progress
+
+
+def begun(path):
+    return sorted(name.split("-networks-")[1].rsplit("-", 1)[0] for name in os.listdir(path / "checkpoints"))
+
+
+def test_networks_go_on_from_the_checkpoint_that_is_furthest(tmp_path):
+    with open_on_the_way(tmp_path / "run") as run:
+        assert found(run, 0, range(9)) == (range(9), 0)
+        checkpoint(run, 0, range(2, 6), 1)
+        checkpoint(run, 1, range(0, 3), 5)
+    with open_on_the_way(tmp_path / "run") as run:
+        assert found(run, 0, range(9)) == (range(2), 0)  # they begin anew, and do not cover what is further on
+        assert found(run, 0, range(2, 9)) == (range(2, 6), 1)
+        assert found(run, 0, range(3, 5)) == (range(3, 5), 1)
+        assert found(run, 0, range(6, 9)) == (range(6, 9), 0)
+        assert found(run, 1, range(1, 9)) == (range(1, 3), 5)
+        checkpoint(run, 0, range(2, 6), 2)
+        checkpoint(run, 0, range(4, 9), 3)
+        assert found(run, 0, range(2, 9)) == (range(2, 4), 2)
+        assert found(run, 0, range(5, 9)) == (range(5, 9), 3)
+        checkpoint(run, 0, range(0, 9), 2)  # is as far as one of the two
+        assert begun(tmp_path / "run") == ["0-3", "0-9", "4-9"]
+        assert found(run, 0, range(9)) == (range(4), 2)
+        checkpoint(run, 0, range(0, 9), 4)
+        assert begun(tmp_path / "run") == ["0-3", "0-9"]
+    with open_on_the_way(tmp_path / "run") as run:
+        assert found(run, 0, range(9)) == (range(9), 4)
+
+
+def test_a_checkpoint_goes_when_its_networks_have_parts(tmp_path):
+    path = tmp_path / "run"
+    with open_on_the_way(path) as run:
+        checkpoint(run, 0, range(0, 4), 1)
+        checkpoint(run, 0, range(4, 9), 1)
+        write(run, range(0, 1), range(0, 3))
+        assert begun(path) == ["0-4", "4-9"]
+        write(run, range(0, 1), range(3, 5))
+        assert begun(path) == ["4-9"]
+        shutil.copytree(path / "checkpoints", tmp_path / "old")
+        write(run, range(0, 1), range(5, 9))
+        assert begun(path) == []
+    shutil.copytree(tmp_path / "old", path / "checkpoints", dirs_exist_ok=True)  # a kill came before it was removed
+    with open_on_the_way(path):
+        assert begun(path) == []
+
+
+def test_a_checkpoint_is_checked_as_a_part_is(tmp_path):
+    path, said = tmp_path / "run", []
+    with open_on_the_way(path) as run:
+        with pytest.raises(ValueError, match=r"array state.above: expected bool \[1, 1\], got none"):
+            run.checkpoints.write(
+                0, range(1), {"progress": np.ones(1, int), "state.place": np.ones((1, 2), np.float32)}
+            )
+        checkpoint(run, 0, range(4), 1)
+        (name,) = os.listdir(path / "checkpoints")
+        with pytest.MonkeyPatch.context() as context:
+            fail(context, "replace", errno.ENOSPC, lambda *arguments: True)
+            with pytest.raises(OSError, match="No space left"):
+                checkpoint(run, 0, range(4), 2)
+        assert os.listdir(path / "checkpoints") == [name]
+        assert found(run, 0, range(4)) == (range(4), 1)
+        (path / "checkpoints" / name).write_bytes(b"")
+        with pytest.raises(OSError, match="has changed: its checksum"):
+            run.checkpoints.find(0, range(4))
+    with open_on_the_way(path, said) as run:
+        assert found(run, 0, range(4)) == (range(4), 0)
+        assert run.damaged == [f"checkpoints/{name}"]
+    assert said[0].startswith(f"checkpoints/{name} is not a checkpoint of this run (it has 0 bytes")
+    assert os.listdir(path / "checkpoints") == [f"{name}.damaged"]
+
+
+def test_a_run_that_stores_none_leaves_checkpoints_alone(tmp_path):
+    path = tmp_path / "run"
+    with open_on_the_way(path) as run:
+        checkpoint(run, 0, range(4), 1)
+    (path / "checkpoints" / "mine.npz").write_text("mine")
+    before, said = tree(path), []
+    for layouts in ((), [{}, {}, {}]):
+        with open_run(path, said, on_their_way=layouts) as run:
+            assert found(run, 0, range(4)) == (range(4), 0)
+    assert tree(path) == before
+    assert said == []
+
+
+def test_a_link_in_the_place_of_the_checkpoints_is_not_followed(run_path):
+    (run_path.parent / "elsewhere").mkdir()
+    (run_path / "checkpoints").symlink_to("../elsewhere")
+    with pytest.raises(ValueError, match=f"folder: expected a folder named {run_path}/checkpoints, got something"):
+        open_on_the_way(run_path)
+
+
 # Results
 
 
@@ -882,8 +999,8 @@ def test_results_half_in_place_are_known_as_ours(run_path, monkeypatch, moves):
 
 def test_status_changes_nothing_and_checks_if_told(run_path):
     assert dataclasses.asdict(store.status(run_path)) == {
-        "name": "validate", "networks": [9, 9, 7], "aimed": [9, 9, 7], "missing": 0, "damaged": [],
-        "has_results": False, "is_current": False,
+        "name": "validate", "networks": [9, 9, 7], "aimed": [9, 9, 7], "missing": 0, "on_their_way": {},
+        "damaged": [], "has_results": False, "is_current": False,
     }  # fmt: skip
     with open_run(run_path) as run:
         run.aim([12, 9, 5])

@@ -95,7 +95,9 @@ def adversarial_loss(
 
     The derivative of `value` is that at a fixed perturbation (Danskin's theorem: at the maximum there is no other), in
     all that net_or_f depends on, in x, and in eps, with which the perturbation grows in proportion; where L_adv = 0 it
-    is 0. `jax.grad(lambda net: mf.adversarial_loss(net, ...).value)` is one forward and one backward pass.
+    is 0. `jax.grad(lambda net: mf.adversarial_loss(net, ...).value)` is one forward and one backward pass. Where the
+    perturbation touches a box, which moves neither with x nor with eps, the derivatives in these two are not those of
+    the maximum.
 
     Args:
         net_or_f: a `Network` of either engine, or a JAX function of one input [d] to one output [K].

@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from mftadv import experiments, report, store
+from mftadv import experiments, store
 from mftadv.experiments import EXPERIMENTS, Budget, Experiment, Result, SweepFile
 from mftadv.report import Terminal
 from mftadv.sweep import check_devices
@@ -59,11 +59,15 @@ class Options:
     """Print all columns of the tables."""
 
 
-def _run(experiment: Experiment, options: Options, terminal: Terminal) -> int:
-    share, _, shares = options.shard.partition("/")
+def _share(shard: str) -> tuple[int, int]:
+    share, _, shares = shard.partition("/")
     if not (share.isdecimal() and shares.isdecimal()):
-        raise ValueError(f"shard: expected i/n, got {options.shard!r}")
-    budget = Budget(options.networks, options.batch_size, (int(share), int(shares)), options.dry_run)
+        raise ValueError(f"shard: expected i/n, got {shard!r}")
+    return int(share), int(shares)
+
+
+def _run(experiment: Experiment, options: Options, terminal: Terminal) -> int:
+    budget = Budget(options.networks, options.batch_size, _share(options.shard), options.dry_run)
     folder = options.out or Path("results") / f"{experiment.name}-{{}}"
     return _print(experiments.run(experiment, folder, budget, observer=terminal), options.wide, terminal)
 
@@ -85,23 +89,14 @@ def _command(kind: type[Experiment]) -> Callable[..., Callable[[Terminal], int]]
     return command
 
 
-def _status(folder: tyro.conf.Positional[Path], check: bool = False) -> Callable[[Terminal], int]:
+def _status(folder: tyro.conf.Positional[Path], check: bool = False) -> Callable[[Terminal], None]:
     """Say how far a run is, and what is missing or damaged; nothing is changed.
 
     Args:
         folder: of the run.
         check: read every file and compute its checksum again.
     """
-
-    def call(terminal: Terminal) -> int:
-        found = store.status(folder, check)
-        results = "not there" if not found.has_results else f"of {'these' if found.is_current else 'fewer'} networks"
-        cells = f"{len(found.aimed)} cell{'s' * (len(found.aimed) > 1)}"
-        done = f"{found.name}: {sum(found.networks)} of {sum(found.aimed)} networks in {cells}"
-        terminal.say("\n".join([done, *(f"damaged   {name}" for name in found.damaged), f"results   {results}"]))
-        return 0
-
-    return call
+    return lambda terminal: terminal.say(str(store.status(folder, check)))
 
 
 def _merge(folder: tyro.conf.Positional[Path], shards: tyro.conf.Positional[tuple[Path, ...]], wide: bool = False):
@@ -125,18 +120,19 @@ def _show(folder: tyro.conf.Positional[Path], wide: bool = False) -> Callable[[T
     return lambda terminal: _print(experiments.show(folder), wide, terminal)
 
 
-def _sweep(file: tyro.conf.Positional[Path], out: Path | None = None) -> Callable[[Terminal], int]:
+def _sweep(file: tyro.conf.Positional[Path], out: Path | None = None, shard: str = "0/1") -> Callable[[Terminal], int]:
     """Draw a built-in statistic over a grid that a TOML file describes, with theory beside it.
 
     Args:
         file: see `mftadv.experiments.SweepFile`.
         out: folder for the results (default: results/FILE).
+        shard: draw the i-th of n shares of the networks alone, as i/n; `mftadv merge` joins them.
     """
 
     def call(terminal: Terminal) -> int:
-        folder = out or Path("results") / file.stem
-        terminal.conclude([report.grid_table(SweepFile.read(file).run(folder, terminal))], (), folder)
-        return 0
+        swept, folder = SweepFile.read(file), out or Path("results") / file.stem
+        data = swept.run(folder, terminal, _share(shard))
+        return _print(Result(swept, folder, data, ()), False, terminal)
 
     return call
 
@@ -145,7 +141,7 @@ _COMMANDS = {name: _command(kind) for name, kind in EXPERIMENTS.items()}
 _COMMANDS |= {"sweep": _sweep, "status": _status, "merge": _merge, "show": _show}
 
 
-def _parse(arguments: Sequence[str]) -> Callable[[Terminal], int]:
+def _parse(arguments: Sequence[str]) -> Callable[[Terminal], int | None]:
     """The command; a usage error becomes one line."""
     box = io.StringIO()
     try:
@@ -178,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command = _parse(arguments)
         check_devices()
-        return command(terminal)
+        return command(terminal) or 0
     except KeyboardInterrupt:
         return _fail(130, "interrupted; the same command goes on from what is stored")
     except ValueError as error:

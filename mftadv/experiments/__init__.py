@@ -2,22 +2,28 @@
 
 from mftadv.experiments._experiment import Experiment
 from mftadv.experiments._runner import Budget, Result, merge, run, show
+from mftadv.experiments.capacity import Capacity
 from mftadv.experiments.finite_width import FiniteWidth
 from mftadv.experiments.jacobian_law import JacobianLaw
 from mftadv.experiments.loss_bounds import LossBounds
 from mftadv.experiments.sweep_file import SweepFile
+from mftadv.experiments.train import Train
+from mftadv.experiments.trainability import Trainability
 
-EXPERIMENTS = {kind.name: kind for kind in (JacobianLaw, LossBounds, FiniteWidth)}
+EXPERIMENTS = {kind.name: kind for kind in (JacobianLaw, LossBounds, FiniteWidth, Train, Trainability, Capacity)}
 
 __all__ = [
     "EXPERIMENTS",
     "Budget",
+    "Capacity",
     "Experiment",
     "FiniteWidth",
     "JacobianLaw",
     "LossBounds",
     "Result",
     "SweepFile",
+    "Train",
+    "Trainability",
     "merge",
     "run",
     "show",

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from mftadv import compare, store
 from mftadv.compare import FAMILY_ERROR, Judgement
 from mftadv.experiments._experiment import Experiment
-from mftadv.spec import check_positive
+from mftadv.spec import NetworkSpec, check_positive
 from mftadv.sweep import (
     Cell,
     Dataset,
@@ -35,6 +35,9 @@ from mftadv.sweep import (
     plan_cells,
     shares,
 )
+
+if TYPE_CHECKING:
+    from mftadv.experiments.sweep_file import SweepFile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +76,13 @@ class Result(NamedTuple):
     """What a run found.
 
     Attributes:
-        experiment: with its options.
+        experiment: with its options; or a sweep that a file describes.
         folder: where it is stored, None where it is not.
         data: every value that was drawn, and what theory predicts; None after a dry run, or for a shard.
         judged: the claims and their verdicts.
     """
 
-    experiment: Experiment
+    experiment: "Experiment | SweepFile"
     folder: Path | None
     data: Dataset | None
     judged: tuple[Judgement, ...]
@@ -107,10 +110,11 @@ def run(
 ) -> Result:
     """Run an experiment: draw its networks, store them, judge its claims, draw its figures.
 
-    The folder holds run.json (what is run, and where), parts/ (what was drawn, in checked files), and, once all is
-    drawn, data.nc (one xarray dataset), claims.json, claims.csv and figures/. Interrupted, by Ctrl-C or by kill -9, the
-    same call with the same folder goes on; with more networks it draws those that are missing; for another
-    configuration the folder is refused. Nothing that the run did not write is ever deleted.
+    The folder holds run.json (what is run, and where), parts/ (what was drawn, in checked files), checkpoints/
+    (networks that are computed in segments, on their way), and, once all is drawn, data.nc (one xarray dataset),
+    claims.json, claims.csv and figures/. Interrupted, by Ctrl-C or by kill -9, the same call with the same folder goes
+    on; with more networks it draws those that are missing; for another configuration the folder is refused. Nothing
+    that the run did not write is ever deleted.
 
     Args:
         experiment: what to run.
@@ -178,35 +182,40 @@ def show(folder: Path | str) -> Result:
     with xarray.open_dataset(Path(folder) / "data.nc", engine="h5netcdf") as stored:
         data = stored.load()
     with jax.enable_x64(experiment.x64):
-        return Result(experiment, Path(folder), data, compare.judge(experiment.claims(data)))
+        claims = experiment.claims(data) if isinstance(experiment, Experiment) else ()
+        return Result(experiment, Path(folder), data, compare.judge(claims))
 
 
-def _read(folder: Path | str) -> tuple[Experiment, Any, list[int]]:
-    """The experiment of a run folder, with its options; the key of its networks; how many networks each cell has.
+def _read(folder: Path | str) -> tuple["Experiment | SweepFile", Any, list[int]]:
+    """The experiment or sweep of a run folder, with its options; its key; how many networks each cell has.
 
     Raises:
         ValueError: the folder holds no run, or one of an experiment that is not known here.
     """
-    from mftadv.experiments import EXPERIMENTS
+    from mftadv.experiments import EXPERIMENTS, SweepFile
 
     record = store.read_record(folder)
     identity = record.identity
+    options = {name: _from_json(value) for name, value in identity.get("options", {}).items()}
+    words = np.asarray(identity["key"]["data"], np.uint32)
+    key = jax.random.wrap_key_data(jnp.asarray(words), impl=identity["key"]["impl"])
+    if identity.get("name") == "sweep" and options:
+        options |= {"spec": NetworkSpec(**options["spec"]), "networks": min(record.networks), "target": None}
+        return SweepFile(**options), key, record.networks
     kind = EXPERIMENTS.get(str(identity.get("name")))
     if kind is None:
-        raise ValueError(f"folder: expected a run of {', '.join(EXPERIMENTS)}, got one of {identity.get('name')!r}")
-    options = {name: _from_json(value) for name, value in identity["options"].items()}
+        known = f"{', '.join(EXPERIMENTS)} or a sweep that a file describes"
+        raise ValueError(f"folder: expected a run of {known}, got one of {identity.get('name')!r}")
     unknown = options.keys() - {field.name for field in dataclasses.fields(kind)}
     if unknown or identity["version"] != kind.version:
         raise ValueError(
             f"folder: expected a run of version {kind.version} of {kind.name}, got one of version {identity['version']}"
         )
-    words = np.asarray(identity["key"]["data"], np.uint32)
-    key = jax.random.wrap_key_data(jnp.asarray(words), impl=identity["key"]["impl"])
     return kind(**options), key, record.networks
 
 
 def merge(folder: Path | str, shards: Sequence[Path | str], observer: Observer | None = None) -> Result:
-    """Join shards of one run, each in a folder of its own, into the run that one process would have made.
+    """Join shards of one run, or of one sweep of a file, into what one process would have made.
 
     Args:
         folder: where it is to be: a new or empty folder, or one of the same run.
@@ -226,6 +235,9 @@ def merge(folder: Path | str, shards: Sequence[Path | str], observer: Observer |
         raise ValueError("shards: expected at least one folder, got none")
     experiment, key, _ = _read(shards[0])  # before anything is copied
     store.merge(folder, shards, observer.say)
+    if not isinstance(experiment, Experiment):
+        experiment: Any = _read(folder)[0]  # with as many networks as the whole is to have
+        return Result(experiment, Path(folder), experiment.run(folder, observer), ())
     return run(experiment, folder, key=key, observer=observer)
 
 
@@ -258,6 +270,8 @@ def identity_of(experiment: Experiment, cells: Sequence[Cell], key: jax.Array) -
 def _from_json(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(map(_from_json, value))
+    if isinstance(value, dict):
+        return {name: _from_json(each) for name, each in value.items()}
     return float(value) if value in ("inf", "-inf") else value
 
 

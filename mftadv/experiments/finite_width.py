@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 from scipy import special
@@ -21,7 +20,7 @@ from mftadv.linear import linear_representation
 from mftadv.network import init
 from mftadv.norms import exact_operator_norm, vector_norm
 from mftadv.report import BLUE, GREY, ORANGE, RED
-from mftadv.spec import NetworkSpec
+from mftadv.spec import NetworkSpec, fold_in_loop
 from mftadv.sweep import Cell, sample_of
 
 _ROWS, _COLUMNS = 10, 1000  # K and d of the networks with K > 1
@@ -36,10 +35,8 @@ class Statistic:
     """
 
     def __call__(self, key: Key[Array, ""], spec: NetworkSpec) -> dict[str, Array]:
-        # Cells that shared the networks' keys would share some of their noise, and err together. The keys come from a
-        # loop: a compiler that fuses a key's derivation into a draw repeats it for every entry drawn.
-        own = jnp.asarray([spec.width, spec.output_dim], jnp.uint32)
-        key = jax.lax.fori_loop(0, 2, lambda i, key: jax.random.fold_in(key, own[i]), key)
+        # Cells that shared the networks' keys would share some of their noise, and err together.
+        key = fold_in_loop(key, [[spec.width, spec.output_dim]])[0]
         network = init(key, spec, "matrix_free", capacity_for(spec, linear_representation=1))
         J = linear_representation(network, jax.nn.one_hot(0, spec.input_dim)).jacobian[:, 1:]
         J = J * math.sqrt(spec.input_dim / J.shape[1])

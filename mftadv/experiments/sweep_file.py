@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxtyping import Array, Key
 
 from mftadv import theory
 from mftadv.attack import adversarial_loss, capacity_for
+from mftadv.compare import Judgement
 from mftadv.experiments import loss_bounds
 from mftadv.experiments._runner import fastest_key
 from mftadv.linear import linear_representation
@@ -112,7 +113,7 @@ class SweepFile:
 
     statistic: str
     spec: NetworkSpec
-    grid: Mapping[str, list[Any]]
+    grid: Mapping[str, Sequence[Any]]
     networks: int
     target: float | None
     seed: int
@@ -152,14 +153,18 @@ class SweepFile:
             bool(content.get("x64", False)),
         )  # fmt: skip
 
-    def run(self, folder: Path | str | None = None, observer: Observer | None = None) -> Dataset:
+    def run(
+        self, folder: Path | str | None = None, observer: Observer | None = None, shard: tuple[int, int] = (0, 1)
+    ) -> Dataset:
         """Run the sweep, see `mftadv.sweep`.
 
         Args:
             folder: where to store it.
             observer: is told how it goes.
+            shard: (i, n): draw the i-th of n shares of the networks alone; `mftadv.experiments.merge` joins them.
         """
         statistic, predictions, static = STATISTICS[self.statistic]
+        options = {name: getattr(self, name) for name in ("statistic", "spec", "grid", "seed", "x64")}
 
         def predicted(spec: NetworkSpec, **axes: Any) -> dict[str, float]:
             with jax.enable_x64(True), contextlib.suppress(ValueError):
@@ -169,6 +174,12 @@ class SweepFile:
         with jax.enable_x64(self.x64):
             return sweep(
                 statistic, fastest_key(self.seed), self.spec, self.grid, num_networks=self.networks,
-                static=[name for name in static if name in self.grid], folder=folder, target=self.target,
-                theory=predicted, observer=observer,
+                static=[name for name in static if name in self.grid], folder=folder, shard=shard, target=self.target,
+                theory=predicted, observer=observer, options=options,
             )  # fmt: skip
+
+    def tables(self, data: Dataset, judged: Sequence[Judgement] = (), wide: bool = False) -> Sequence[Any]:
+        """The tables, as `rich` prints them."""
+        from mftadv import report
+
+        return [report.grid_table(data)]

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from mftadv.matrices import Matrix, dense_gaussian, matrix_free_gaussian, noise_size
-from mftadv.spec import NetworkSpec, key_for
+from mftadv.spec import NetworkSpec, fold_in_loop, key_for
 
 
 class Params(NamedTuple):
@@ -122,10 +122,7 @@ def init(
     if engine != "dense" and engine_for(spec, capacity, engine) == "dense":
         capacity = None
     d, N, L = spec.input_dim, spec.width, spec.depth
-    # The keys are derived in a loop: a compiler that fuses a key's derivation into a draw repeats it for every entry
-    # drawn. Their words come out separately: concatenated inside a batched loop, each would repeat the derivation.
-    words = jax.lax.map(lambda tag: tuple(jax.random.key_data(jax.random.fold_in(key, tag))), jnp.arange(4 + L))
-    keys = jax.random.wrap_key_data(jnp.stack(words, -1), impl=jax.random.key_impl(key))
+    keys = fold_in_loop(key, jnp.arange(4 + L)[:, None])
     weight_variance, bias_variance = (jnp.asarray(v, float) for v in (spec.weight_variance, spec.bias_variance))
     shapes = _shapes(spec)
     variances = [1 / d, 1 / N, *[weight_variance / N] * L]

@@ -34,7 +34,7 @@ class RunFolder:
 
     Attributes:
         path: of the folder.
-        damaged: the files, as parts/NAME, that were found not to be parts of this run when the folder was opened.
+        damaged: the files, as parts/NAME or checkpoints/NAME, that were found not to be of this run when it was opened.
         checkpoints: the networks on their way.
     """
 
@@ -81,9 +81,10 @@ class RunFolder:
     ) -> "RunFolder":
         """Begin a run in a new or empty folder, or go on with the run that is in it.
 
-        A file of the folder of parts that ends in .npz and is not a part of this run, whole and unchanged, is renamed
-        to NAME.damaged, and its networks are missing. Nothing is deleted but the scratch files of a process that was
-        killed. A folder that one may only read can be opened as long as nothing has to be written.
+        A file of the folder of parts or of checkpoints that ends in .npz and is none of this run, whole and unchanged,
+        is renamed to NAME.damaged, and its networks are missing, or begin anew. Nothing is deleted but the scratch
+        files of a process that was killed, and checkpoints of this run that parts or later checkpoints make needless.
+        A folder that one may only read can be opened as long as nothing has to be written.
 
         Args:
             path: of the folder; its parents are made as well.
@@ -117,7 +118,7 @@ class RunFolder:
         else:
             self._update()
         self._parts, damaged = Parts.find(self._record, self.path / FOLDER)
-        self.checkpoints = Checkpoints(self._record, self._on_their_way, self.path)
+        self.checkpoints = Checkpoints(self._record, self._on_their_way, self.path, self._update)
         damaged |= self.checkpoints.damaged
         for folder in (self.path, *found):
             with contextlib.suppress(OSError, ValueError):  # no folder, or one that cannot be written to
@@ -130,7 +131,8 @@ class RunFolder:
                 outcome = f"set aside as {set_aside(path).name}"
             except OSError as error:
                 outcome = f"not used, nor set aside ({reason(error)})"
-            self._say(f"{name} is not a part of this run ({why}): {outcome}.")
+            kind = "part" if path.parent.name == FOLDER else "checkpoint"
+            self._say(f"{name} is not a {kind} of this run ({why}): {outcome}.")
         self.checkpoints.finish(self._parts)
 
     def __enter__(self) -> "RunFolder":

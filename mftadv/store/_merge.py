@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mftadv.store._checkpoints import on_their_way
 from mftadv.store._files import resolve
 from mftadv.store._folder import RunFolder, silent
 from mftadv.store._parts import FOLDER, Parts
@@ -24,6 +25,7 @@ class Status:
         networks: how many networks of each cell there are.
         aimed: how many each cell is to have.
         missing: how many networks there are still to compute, in all cells together.
+        on_their_way: how many of these are computed in segments and have so many behind them, by that number.
         damaged: the files, as parts/NAME, that are not parts of the run.
         has_results: the results are there.
         is_current: they were made from the parts that there are now.
@@ -33,9 +35,17 @@ class Status:
     networks: list[int]
     aimed: list[int]
     missing: int
+    on_their_way: dict[int, int]
     damaged: list[str]
     has_results: bool
     is_current: bool
+
+    def __str__(self) -> str:
+        results = "not there" if not self.has_results else f"of {'these' if self.is_current else 'fewer'} networks"
+        cells = f"{len(self.aimed)} cell{'s' * (len(self.aimed) > 1)}"
+        done = f"{self.name}: {sum(self.networks)} of {sum(self.aimed)} networks in {cells}"
+        begun = (f"begun     {count} more, stored after segment {n}" for n, count in self.on_their_way.items())
+        return "\n".join([done, *begun, *(f"damaged   {name}" for name in self.damaged), f"results   {results}"])
 
 
 def status(path: Path | str, check: bool = False) -> Status:
@@ -56,6 +66,7 @@ def status(path: Path | str, check: bool = False) -> Status:
         networks=[parts.count(cell) for cell in range(len(record.layouts))],
         aimed=record.networks,
         missing=sum(map(len, missing)),
+        on_their_way=on_their_way(folder, parts),
         damaged=[f"{FOLDER}/{path.name}" for path in damaged],
         has_results=record.has_results(folder, check),
         is_current=record.results_of == parts.digest(record.networks),

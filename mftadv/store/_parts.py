@@ -108,18 +108,14 @@ class Parts:
             ValueError: it is none of this run.
             OSError: there is no such file, or its size cannot be read.
         """
-        match = _NAME.fullmatch(path.name)
-        if not match:
-            raise ValueError("its name is not one of a part")
-        first, last, start, stop = map(int, match.groups())
-        cells, networks = range(first, last), range(start, stop)
+        cells, networks, _ = part = named(path)
         size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self._expected(cells, networks).values())
         facts = path.lstat()
         if not stat.S_ISREG(facts.st_mode):
             raise ValueError("it is no regular file")
-        if not size < facts.st_size <= size + _HEADERS * (len(_OURS) + len(self._record.layouts[first])):
+        if not size < facts.st_size <= size + _HEADERS * (len(_OURS) + len(self._record.layouts[cells.start])):
             raise ValueError(f"it has {facts.st_size} bytes, for {size} bytes of numbers and their headers")
-        return Part(cells, networks, path)
+        return part
 
     def pack(self, cells: range, networks: range, arrays: Mapping[str, np.ndarray]) -> tuple[str, bytes]:
         """The name and the content of a part's file.
@@ -183,6 +179,19 @@ class Parts:
             if got.get(name) != expected.get(name):
                 words = [f"{of[name][1]} {list(of[name][0])}" if name in of else "none" for of in (expected, got)]
                 raise ValueError(f"array {name}: expected {words[0]}, got {words[1]}")
+
+
+def named(path: Path) -> Part:
+    """The part that a file is by its name alone.
+
+    Raises:
+        ValueError: it is no name of a part.
+    """
+    match = _NAME.fullmatch(path.name)
+    if not match:
+        raise ValueError("its name is not one of a part")
+    first, last, start, stop = map(int, match.groups())
+    return Part(range(first, last), range(start, stop), path)
 
 
 def gaps(done: Iterable[range], stop: int, start: int = 0) -> list[range]:

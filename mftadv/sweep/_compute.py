@@ -35,8 +35,8 @@ def compute(
 ) -> None:
     """Draw the networks of every cell that the store does not have, and store them.
 
-    A chunk that does not fit into memory is halved and tried again. An interruption (KeyboardInterrupt) loses at most
-    the last two seconds of work.
+    A chunk that does not fit into memory is halved and tried again. An interruption (KeyboardInterrupt) loses the chunk
+    that it meets, or the segment of it.
 
     Args:
         plan: see `plan_cells`.
@@ -146,24 +146,26 @@ class _Run:
         """Networks of one cell, segment by segment, from where a checkpoint left them; a checkpoint now and then."""
         (cell,), program, checkpoints = at, self.program(at), self.store.checkpoints
         way = OnTheWay.of(self.plan, cell, chunk, program.batch_size, checkpoints)
-        arguments, pause, stored = self.plan.arguments([cell]), _STRETCH, way.done
-        self.left -= self.plan.weight(cell, len(way.networks) * way.done / way.segments)
+        arguments, each = self.plan.arguments([cell]), self.plan.weight(cell, len(way.networks) / way.segments)
+        stored, written, pause = way.done, time.monotonic(), _STRETCH
+        self.left -= each * way.done
         try:
             while way.done < way.segments:
                 self._tell(f"{way.done} of {way.segments} ", at)
                 begun = time.monotonic()
                 way.go_on(program.call, arguments)
                 self.done(at, len(way.networks) / way.segments, begun)
-                if checkpoints and way.done < way.segments and time.monotonic() - self.stored > pause:
+                if checkpoints and way.done < way.segments and time.monotonic() - written > pause:
                     begun = time.monotonic()
                     way.store(checkpoints)
-                    stored, self.stored = way.done, time.monotonic()
-                    pause = max(_STRETCH, _WRITING * (self.stored - begun))
-        except KeyboardInterrupt:
+                    stored, written = way.done, time.monotonic()
+                    pause = max(_STRETCH, _WRITING * (written - begun))
+        except (KeyboardInterrupt, jax.errors.JaxRuntimeError, MemoryError):  # too little memory, for one
+            self.left += each * way.done  # they are met again
             if checkpoints and way.done > stored:
                 way.store(checkpoints)
             raise
-        return way.networks, way.found
+        return way.networks, {name: each[None] for name, each in way.found.items()}
 
 
 def shares(counts: Sequence[int], shard: tuple[int, int]) -> list[range]:

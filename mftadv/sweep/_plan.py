@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from mftadv.statistics import Moments
 from mftadv.store import PROGRESS, Part, RunFolder, gaps
 from mftadv.sweep._cells import Cell, Segmented
-from mftadv.sweep._program import Traced, trace
+from mftadv.sweep._program import Traced, as_arrays, trace
 from mftadv.sweep._static import Static
 
 Layout = Mapping[str, tuple[tuple[int, ...], str]]
@@ -53,7 +53,8 @@ class Plan:
         cells: the cells.
         groups: the programs, as traced.
         group_of: for each cell the number of its program.
-        axes: for each program 0 for each leaf of (spec, operands) that differs between its cells, None for the others.
+        axes: for each program 0 for each leaf of (spec, operands) that differs between its cells, None for the others;
+            None for a program of one cell at a time.
         reduced: whether networks are reduced to `Moments`.
         mesh: the devices, or None.
     """
@@ -112,14 +113,12 @@ class Plan:
         """(spec, operands) of some cells of one program, stacked where they differ."""
         group = self.group_of[some[0]]
         traced, axes = self.groups[group], self.axes[group]
-        leaves, structure = jax.tree.flatten((traced.spec, traced.operands))
-        own = [jax.tree.leaves((self.cells[i].spec, self.cells[i].operands)) for i in some]
-        if self.segments(some[0]) is not None:  # one cell at a time
-            return jax.tree.unflatten(
-                structure, [np.asarray(value, leaf.dtype) for value, leaf in zip(own[0], leaves, strict=True)]
-            )
+        if traced.state is not None:  # one cell at a time
+            return as_arrays((self.cells[some[0]].spec, self.cells[some[0]].operands))
         if axes is None:
             return traced.spec, traced.operands
+        leaves, structure = jax.tree.flatten((traced.spec, traced.operands))
+        own = [jax.tree.leaves((self.cells[i].spec, self.cells[i].operands)) for i in some]
         stacked = [
             leaf if axis is None else np.stack([np.asarray(each[k], leaf.dtype) for each in own])
             for k, (leaf, axis) in enumerate(zip(leaves, axes, strict=True))
@@ -159,14 +158,25 @@ def plan_cells(cells: Sequence[Cell], key: jax.Array, *, reduced: bool = False, 
         group_of.append(group)
         for k, (first, value) in enumerate(zip(firsts[group], values, strict=True)):
             differs[group][k] = differs[group][k] or first.tobytes() != value.tobytes()
-    axes = [tuple(0 if each else None for each in varied) if any(varied) else None for varied in differs]
+    axes = [
+        tuple(0 if each else None for each in varied) if any(varied) and traced.state is None else None
+        for varied, traced in zip(differs, groups, strict=True)
+    ]
     return Plan(cells, groups, group_of, axes, reduced, mesh)
 
 
 def names(tree: Any) -> dict[str, Any]:
-    """The leaves of what a statistic returns, by name: keys, fields and positions joined by "_"; "value" for a leaf."""
+    """The leaves of what a statistic returns, by name: keys, fields and positions joined by "_"; "value" for a leaf.
+
+    Raises:
+        ValueError: two have the same name.
+    """
     leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda node: isinstance(node, Moments))[0]
-    return {"_".join(map(_key, path)) or "value": leaf for path, leaf in leaves}
+    named = {"_".join(map(_key, path)) or "value": leaf for path, leaf in leaves}
+    if len(named) < len(leaves):
+        every = [jax.tree_util.keystr(path) for path, _ in leaves]
+        raise ValueError(f"statistic: expected arrays of different names, got {every}")
+    return named
 
 
 def _key(entry: Any) -> str:

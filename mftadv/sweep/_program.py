@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mftadv.spec import NetworkSpec, check_key, check_positive
 from mftadv.statistics import moments
@@ -101,6 +101,8 @@ def trace(statistic: Any, key: jax.Array, spec: NetworkSpec, operands: Any, segm
     one, chunk, programs = _programs(static, (structure, *((leaf.shape, leaf.dtype) for leaf in leaves)))
     state = jax.eval_shape(statistic.begin, key, spec, *operands) if segmented else None
     traced = one.trace(static, key, spec, operands, _point(state))
+    if segmented and _kinds(traced.out_info[0]) != _kinds(state):
+        raise ValueError(f"statistic: expected segments that return a state {state}, got {traced.out_info[0]}")
     results = jax.tree.leaves(traced.out_info)
     if not results or not all(_is_real(result.dtype) for result in results):
         raise ValueError(f"statistic: expected a pytree of real arrays, got {traced.out_info}")
@@ -112,13 +114,18 @@ def trace(statistic: Any, key: jax.Array, spec: NetworkSpec, operands: Any, segm
     return Traced(static, key, spec, operands, out_info, state, programs[jaxpr][0], chunk, programs[jaxpr][1])
 
 
-def _point(state: Any, networks: int | None = None) -> Any:
-    """Where a segment begins, as shapes: its number and the state, with an axis of networks; None for no segments."""
+def _kinds(tree: Any) -> Any:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+
+def _point(state: Any, leading: tuple[int, ...] = (), mesh: Mesh | None = None) -> Any:
+    """Where a segment begins, as shapes: its number and the state, of many networks maybe; None for no segments."""
     if state is None:
         return None
-    leading = () if networks is None else (networks,)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*leading, *leaf.shape), leaf.dtype), state)
-    return jax.ShapeDtypeStruct((), np.int32), shapes
+    divided = NamedSharding(mesh, PartitionSpec(mesh.axis_names)) if mesh else None  # as the segment before leaves it
+    shape = lambda leaf: jax.ShapeDtypeStruct((*leading, *leaf.shape), leaf.dtype, sharding=divided)  # noqa: E731
+    return jax.ShapeDtypeStruct((), np.int32), jax.tree.map(shape, state)
 
 
 def as_arrays(tree: Any) -> Any:
@@ -167,7 +174,7 @@ def compile_program(
         if kind not in traced.compiled:
             shapes = _stacked((traced.spec, traced.operands), axes, cells)
             options = {"batch_size": size, "axes": axes, "mesh": mesh, "reduced": reduced}
-            point = _point(traced.state, size)
+            point = _point(traced.state, (size,), mesh)
             lowered = traced.chunk.lower(traced.static, traced.key, scalar, scalar, *shapes, point, **options)
             program = lowered.compile()
             traced.compiled[kind] = program, bytes_taken(program)

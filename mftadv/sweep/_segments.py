@@ -41,7 +41,9 @@ class OnTheWay:
             return cls(plan, cell, networks, 0, None, found)
         shapes = plan.groups[plan.group_of[cell]].state
         padding, saved = batch_size - len(networks), _named("state.", before)
-        leaves = [np.pad(saved[name], [(0, padding)] + [(0, 0)] * leaf.ndim) for name, leaf in names(shapes).items()]
+        leaves = [  # padding that is computed like the last network can be no worse than it
+            np.pad(saved[name], [(0, padding)] + [(0, 0)] * leaf.ndim, "edge") for name, leaf in names(shapes).items()
+        ]
         state = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
         return cls(plan, cell, networks, int(before[PROGRESS][0]), state, _named("found.", before))
 

@@ -54,6 +54,7 @@ def sweep(
     batch_size: int | None = None,
     theory: Callable[..., Mapping[str, float]] | None = None,
     observer: Observer | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """The moments of a statistic over independent random networks, at every point of a grid of named axes.
 
@@ -90,6 +91,7 @@ def sweep(
         batch_size: networks of a point drawn at once; None to decide by memory.
         theory: theory(spec, **axes) -> numbers by name, what theory says at a point; stored beside, as theory_NAME.
         observer: is told the plan and how it goes.
+        options: what describes the sweep elsewhere, a file say; recorded as part of what is run.
 
     Returns:
         An `xarray.Dataset` with a dimension for each axis: NAME (the mean), NAME_standard_error, NAME_count and
@@ -119,6 +121,7 @@ def sweep(
     identity = {
         "name": "sweep",
         "axes": {name: len(values) for name, values in grid.items()},
+        **({} if options is None else {"options": options}),
         **identity_of_draws(cells, key),
     }
     with contextlib.ExitStack() as stack:
@@ -146,6 +149,8 @@ def sweep(
             [theory(cell.spec, **axes) for cell, axes in points] if theory else [],
         )
         data = data.transpose(*grid, ...)
+        if shard[1] > 1:
+            observer.say(f"share {shard[0]} of {shard[1]} is drawn; its numbers are not those of the whole")
         if folder is not None and shard[1] == 1 and not into.is_published:
             into.publish({"data.nc": lambda path: data.to_netcdf(path, engine="h5netcdf")})
     return data

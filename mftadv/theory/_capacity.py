@@ -1,5 +1,6 @@
 """How much a network can express: the Fisher-Rao norm."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike
 
@@ -51,9 +52,9 @@ def fisher_rao_norm(
     share, cotangent = branch_share(spec), jnp.asarray(cotangent_norm_squared, dtype=float)
 
     def paths(blocks, start):
-        return (blocks * share + start) ** 2 + blocks * share * (1 - share)
+        return (blocks * share + start) ** 2 + blocks * (share * (1 - share))
 
     signal = jnp.asarray(input_norm_squared, dtype=float) / spec.input_dim * paths(spec.depth, 0)
-    noise = bias_series(spec, paths(jnp.arange(spec.depth, dtype=float), int(biases)))
+    noise = bias_series(spec, jax.vmap(paths, (0, None))(jnp.arange(spec.depth, dtype=float), int(biases)))
     total = scaled_power(signal, propagation_factor(spec), spec.depth) + noise
     return scaled_power(cotangent, total, 1)

@@ -201,7 +201,7 @@ def jacobian_variance(spec: NetworkSpec) -> Scalar:
     return propagation_factor(spec) ** spec.depth / spec.input_dim
 
 
-def bias_series(spec: NetworkSpec, coefficients: Float[Array, " L"]) -> Scalar:
+def bias_series(spec: NetworkSpec, coefficients: Float[Array, "L ..."]) -> Scalar:
     """Alpha b2 sum_{j < L} coefficients_j omega^j, where j layers follow the bias; exactly 0 without bias."""
     bias = leaves(spec)[1]
     omega = propagation_factor(spec)

@@ -94,11 +94,11 @@ class TrainingConfig:
         def set_to(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        for name in ("steps", "batch_size"):
-            if name == "steps" or getattr(self, name) is not None:
-                set_to(name, check_positive(name, getattr(self, name)))
-        every = -(-self.steps // 10) if self.evaluate_every is None else self.evaluate_every
-        set_to("evaluate_every", check_positive("evaluate_every", every, self.steps))
+        set_to("steps", check_positive("steps", self.steps))
+        if self.batch_size is not None:
+            set_to("batch_size", check_positive("batch_size", self.batch_size))
+        interval = -(-self.steps // 10) if self.evaluate_every is None else self.evaluate_every
+        set_to("evaluate_every", check_positive("evaluate_every", interval, self.steps))
         for name in ("p", "q"):
             set_to(name, check_exponent(name, getattr(self, name)))
         if self.standard_loss not in (None, *LOSSES):

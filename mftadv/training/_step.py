@@ -11,7 +11,7 @@ from mftadv.attack import adversarial_loss
 from mftadv.matrices import DenseMatrix
 from mftadv.network import Network, difference, forward
 from mftadv.norms import vector_norm
-from mftadv.spec import key_for
+from mftadv.spec import fold_in_loop, key_for
 from mftadv.theory import alpha
 from mftadv.training._config import LOSSES, TrainingConfig, targets_of
 
@@ -95,7 +95,8 @@ def step(
     of layer l, in the mean over wide random networks. The state sums both sides, the right one nan with an optimizer.
 
     Args:
-        key: of the whole training of this network: step t draws from fold_in(key, t).
+        key: of the whole training of this network: step t draws its perturbations
+            from fold_in(key, t), and epoch e its order.
         state: before the step.
         data: inputs, and labels or None.
         config: how it is trained; its leaves are traced.
@@ -105,11 +106,14 @@ def step(
 
     Source: ours; in the limit of small r the identity is d|W_l|^2/dt = -2 <f, dL_std/df> - 2 lambda L_adv.
     """
-    batch_key, attack_key = (jax.random.fold_in(key_for("step", key), tag) for tag in range(2))
-    x, y = _batch(batch_key, data, state.step, config)
+    n = len(data[0])
+    size = min(config.batch_size or n, n)
+    epoch, place = state.step // (n // size), state.step % (n // size)
+    batch_key, attack_key = fold_in_loop(key_for("step", key), [[0, epoch], [1, state.step]])
+    x, y = _batch(batch_key, data, place, size)
     network = state.network
     targets = None if y is None else targets_of(y, network.spec.output_dim, network.dtype)
-    eta = perturbation(jax.random.fold_in(attack_key, state.step), network, x, targets, config)
+    eta = perturbation(attack_key, network, x, targets, config)
     gradient = gradient_at(network, x, targets, eta, config)
     parts = trained_parts(network, config.trained)
     direction = {name: gradient.parts[name] for name in parts}
@@ -174,14 +178,12 @@ def _mean_loss(config: TrainingConfig, output: Array, targets: Any) -> Array:
     return jnp.mean(LOSSES[config.standard_loss](output, targets))
 
 
-def _batch(key: Array, data: Any, step: Array, config: TrainingConfig) -> tuple[Array, Any]:
+def _batch(key: Array, data: Any, place: Array, size: int) -> tuple[Array, Any]:
     """The inputs and labels of a step: an epoch is a permutation of the data, less an incomplete batch at its end."""
     x, y = data
-    if config.batch_size is None or config.batch_size >= len(x):
+    if size == len(x):
         return x, y
-    batches = len(x) // config.batch_size
-    order = jax.random.permutation(jax.random.fold_in(key, step // batches), len(x))
-    rows = jax.lax.dynamic_slice_in_dim(order, step % batches * config.batch_size, config.batch_size)
+    rows = jax.lax.dynamic_slice_in_dim(jax.random.permutation(key, len(x)), place * size, size)
     return x[rows], None if y is None else y[rows]
 
 

@@ -10,7 +10,7 @@ from mftadv import network as networks
 from mftadv.attack import adversarial_loss
 from mftadv.network import Evaluation, Network
 from mftadv.norms import operator_norm, vector_norm
-from mftadv.spec import NetworkSpec, key_for
+from mftadv.spec import NetworkSpec, fold_in_loop, key_for
 from mftadv.theory import alpha, propagation_factor
 from mftadv.training._config import LOSSES, Data, TrainingConfig, check_data, is_right, targets_of
 from mftadv.training._step import State, gradient_at, init, layer_squares, perturbation, step, weight_variances
@@ -56,6 +56,7 @@ class TrainingRecord(NamedTuple):
         gradient_norm: |dloss/dW_l|_F of the loss that is trained on.
         fisher_rao: mean of <theta, dL_std/dtheta>^2, theta the trained parts; without L_std of
             sum_k <theta, df_k/dtheta>^2.
+        cotangent: mean of |dL_std/df|^2, to which theory's Fisher-Rao norm is proportional; K without L_std.
         kernel_similarity: the cosine between the tangent kernels, traced over outputs, of now and of the start.
         gates_flipped: share of the gates of a layer that differ from those of the start, on the first eight inputs.
         norm_change: |W_l|_F^2 - |W_l(0)|_F^2.
@@ -77,6 +78,7 @@ class TrainingRecord(NamedTuple):
     attacked_accuracy: Float[Array, " E"]
     gradient_norm: Float[Array, "E L"]
     fisher_rao: Float[Array, " E"]
+    cotangent: Float[Array, " E"]
     kernel_similarity: Float[Array, " E"]
     gates_flipped: Float[Array, "E L"]
     norm_change: Float[Array, "E L"]
@@ -148,7 +150,9 @@ def segment(
     interval, (state, reference) = config.evaluate_every, training
     steps = jnp.where(number == 0, 0, jnp.minimum(interval, config.steps - interval * (number - 1)))
     state = jax.lax.fori_loop(0, steps, lambda _, state: step(key, state, data, config), state)
-    now, record = _evaluate(key_for("evaluation", key), state, number, reference, config, evaluation)
+    now, record = _evaluate(
+        fold_in_loop(key_for("evaluation", key), [[0]])[0], state, number, reference, config, evaluation
+    )
     return Training(state, now), record
 
 
@@ -186,6 +190,7 @@ def _evaluate(
     gates = jnp.stack([z[: len(kernel)] >= 0 for z in base.at])
     reference = jax.tree.map(lambda now, then: jnp.where(number == 0, now, then), Reference(kernel, gates), reference)
 
+    fisher_rao, cotangent = _fisher_rao(network, base, cotangents, targets, config)
     variance = weight_variances(network)
     omega = alpha(spec) * variance + float(spec.has_shortcut)
     record = {
@@ -200,7 +205,8 @@ def _evaluate(
         "robust_accuracy": share(base.output + change),
         "attacked_accuracy": attacked,
         "gradient_norm": jnp.sqrt(layer_squares(gradient_at(network, x, targets, eta, config).parts)),
-        "fisher_rao": _fisher_rao(network, base, cotangents, targets, config),
+        "fisher_rao": fisher_rao,
+        "cotangent": cotangent,
         "kernel_similarity": _cosine(kernel, reference.kernel),
         "gates_flipped": jnp.mean((gates != reference.gates).astype(network.dtype), axis=(1, 2)),
         "norm_change": state.norm_change,
@@ -231,8 +237,8 @@ def _tangent_kernel(
 
 def _fisher_rao(
     network: Network, base: Evaluation, cotangents: tuple[Array, ...], targets: Array | None, config: TrainingConfig
-) -> Float[Array, ""]:
-    """Mean of <theta, dL_std/dtheta>^2, or without L_std of sum_k <theta, df_k/dtheta>^2."""
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Means of <theta, dL_std/dtheta>^2 and |dL_std/df|^2; of sum_k <theta, df_k/dtheta>^2 and K without L_std."""
     along = jnp.zeros_like(base.output)  # <theta, df_k/dtheta>
     for z, c, bias in zip(base.at, cotangents, network.params.biases, strict=True):
         shift = jnp.sum(c * bias[None, None], -1)
@@ -240,10 +246,10 @@ def _fisher_rao(
         along += shift * float("biases" in config.trained)
     along += base.output * float("readout" in config.trained)
     if config.standard_loss is None or targets is None:
-        return jnp.mean(jnp.sum(along**2, axis=1))
+        return jnp.mean(jnp.sum(along**2, axis=1)), jnp.asarray(along.shape[1], along.dtype)
     loss = LOSSES[config.standard_loss]
     slope = jax.grad(lambda output: jnp.sum(loss(output, targets)))(base.output)
-    return jnp.mean(jnp.sum(along * slope, axis=1) ** 2)
+    return jnp.mean(jnp.sum(along * slope, axis=1) ** 2), jnp.mean(jnp.sum(slope**2, axis=1))
 
 
 def _cosine(a: Array, b: Array) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mftadv as mf
-from mftadv.attack import Ascent, LinearStarts, PowerMethod, RandomStarts, SteepestAscent
+from mftadv.attack import Ascent, LinearStarts, RandomStarts, SteepestAscent
 
 INF = math.inf
 KEY = jax.random.key(0)
@@ -178,72 +178,6 @@ def test_a_function_that_is_random_at_each_trace_is_refused():
             with pytest.raises(ValueError, match="net_or_f: expected the same function each time it is traced"):
                 call(function, jnp.ones(100))
     assert attacked(fixed, jnp.ones(100), 1e-2, 2, 2).value <= 1e-2 * (1 + 1e-4)
-
-
-@pytest.mark.parametrize(("p", "q"), [(1, 1), (INF, 2), (1.5, 3)])
-@pytest.mark.slow
-def test_the_derivative_is_that_at_the_fixed_perturbation(p, q):
-    """In everything the loss depends on; for p = 2 also that of the maximum itself, by finite differences in eps."""
-    spec = mf.NetworkSpec(6, 3, 12, 2, 1.5, 0.2)
-    net, x, eps = mf.init(KEY, spec), jnp.linspace(-1, 1, 6), jnp.float32(0.4)
-
-    @jax.jit
-    def found(net, x, eps):
-        return mf.adversarial_loss(net, x, eps, p, q, KEY, QUICK)
-
-    eta = found(net, x, eps).perturbation
-
-    def fixed(net, x, eps):
-        return mf.vector_norm(mf.apply(net, x + eta * (eps / 0.4)) - mf.apply(net, x), q)
-
-    def of_function(net, x, eps):
-        return mf.adversarial_loss(lambda x: mf.apply(net, x), x, eps, p, q, KEY, QUICK).value
-
-    expected = jax.jit(jax.grad(fixed, (0, 1, 2)))(net, x, eps)
-    for value in (lambda *operands: found(*operands).value, of_function):
-        gradient = jax.jit(jax.grad(value, (0, 1, 2)))(net, x, eps)
-        for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-3 * np.max(np.abs(b)))
-
-
-@pytest.mark.slow
-def test_derivatives_at_zero_are_zero():
-    def value(x, eps):
-        return mf.adversarial_loss(jnp.tanh, x, eps, 2, 2, KEY, QUICK).value
-
-    gradients = jax.jit(jax.grad(value, (0, 1)))(jnp.zeros(3), 0.0)
-    assert all(np.all(np.asarray(g) == 0) for g in gradients)
-    constant = jax.grad(lambda x: mf.adversarial_loss(lambda x: 0 * x, x, 0.1, 2, 2, KEY, QUICK).value)(jnp.ones(3))
-    assert np.all(np.asarray(constant) == 0)
-
-
-@pytest.mark.slow
-def test_the_search_is_not_differentiated():
-    """The gradient takes the memory of one evaluation, not that of the whole search."""
-    spec = mf.NetworkSpec(32, 2, 64, 3)
-    net, x = mf.init(KEY, spec), jnp.ones(32)
-
-    def temporaries(function):
-        return jax.jit(function).lower(net).compile().memory_analysis().temp_size_in_bytes
-
-    def value(net):
-        return mf.adversarial_loss(lambda x: mf.apply(net, x), x, 0.3, 2, 2, KEY, QUICK).value
-
-    assert temporaries(jax.grad(value)) < temporaries(value) + 3 * 4 * (64 * 64 * 3 + 64 * 32)
-
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.slow
-def test_a_matrix_free_network_has_no_derivative():
-    spec, one_step = mf.NetworkSpec(6, 1, 12, 1), mf.Attack((LinearStarts(1),), (PowerMethod(1),))
-
-    def value(x):
-        net = mf.init(KEY, spec, "matrix_free", mf.capacity_for(spec, adversarial_loss=1, attack=one_step))
-        return mf.adversarial_loss(net, x, 0.1, 2, 2, KEY, one_step).value
-
-    assert jax.eval_shape(value, jnp.ones(6)).shape == ()
-    with pytest.raises(ValueError, match="net_or_f: expected a dense network or a function"):
-        jax.grad(value)(jnp.ones(6))
 
 
 @pytest.mark.slow

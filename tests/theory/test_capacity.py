@@ -76,3 +76,11 @@ def test_only_the_signal_falls_without_bias_and_residual_is_refused():
     np.testing.assert_allclose(capacity.fisher_rao_norm(spec, 4.0), 36 * 4 * laws.jacobian_variance(spec), rtol=1e-6)
     with pytest.raises(ValueError, match="block: expected vanilla or signed"):
         capacity.fisher_rao_norm(NetworkSpec(8, 1, 10, 6, block="residual"), 4.0)
+
+
+@pytest.mark.parametrize("block", ["vanilla", "signed"])
+def test_a_leaf_may_be_an_array(block):
+    variances = np.array([1.0, 2.0, 3.0])
+    spec = NetworkSpec(8, 1, 10, 4, variances, 0.3, block=block)
+    each = [float(capacity.fisher_rao_norm(spec.replace(weight_variance=s), 5.0)) for s in variances]
+    np.testing.assert_allclose(capacity.fisher_rao_norm(spec, 5.0), each, rtol=1e-6)

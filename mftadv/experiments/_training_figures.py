@@ -1,0 +1,219 @@
+"""The pictures of networks in training."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mftadv import theory
+from mftadv.experiments._trainings import mean_and_error
+from mftadv.report import BLUE, GREY, ORANGE, RED
+from mftadv.spec import NetworkSpec
+
+Record = Mapping[str, np.ndarray]
+
+_COLOURS = (BLUE, RED, ORANGE, GREY)
+
+
+def training(
+    title: str,
+    times: np.ndarray,
+    record: Record,
+    published: np.ndarray,
+    spec: NetworkSpec,
+    predicted: Mapping[str, float],
+):
+    """Everything in the record of some networks against time; dashed what theory says.
+
+    Args:
+        title: of the figure.
+        times: [S], of the evaluations.
+        record: see `mftadv.training.TrainingRecord`, [n, S, ...] each.
+        published: s(t) of the closed form, [S].
+        spec: the law of the networks.
+        predicted: what theory says of the start, see `Train.predict`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(16, 7.6), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    grid = figure.subplots(2, 4).flat
+
+    def lines(axes, name, colour=BLUE, label=None, reduce=None):
+        values = record[name] if reduce is None else reduce(record[name])
+        if not np.isfinite(values).any():
+            return
+        mean, error = mean_and_error(values)
+        axes.plot(times, values.T, color=colour, alpha=0.25, lw=0.6)
+        axes.plot(times, mean, color=colour, lw=1.6, label=label)
+        axes.fill_between(times, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.2, lw=0)
+
+    def layers(values):
+        return values.mean(axis=2)
+
+    axes = next(grid)
+    axes.set_title("change of the weight variance, mean of layers", loc="left", fontsize=10)
+    lines(axes, "norm_change", BLUE, "measured", lambda values: layers(values) / spec.width)
+    identity = mean_and_error(layers(record["norm_change_predicted"]) / spec.width)[0]
+    axes.plot(times, identity, "--", color=RED, lw=1.4, label="exact identity")
+    axes.plot(times, published - published[0], ":", color=GREY, lw=1.6, label="published closed form")
+    horizon = predicted.get("validity_horizon", np.inf)
+    if horizon < times[-1]:
+        axes.axvline(horizon, color=ORANGE, lw=1, label=f"its horizon, t = {horizon:.2g}")
+
+    axes = next(grid)
+    axes.set_title("adversarial loss, and $|J|$ in its norms", loc="left", fontsize=10)
+    lines(axes, "adversarial_loss", BLUE, "$L_{adv}$")
+    lines(axes, "jacobian_norm", ORANGE, r"$|J|_{p\to q}$")
+    axes.axhline(predicted["adversarial_loss"], color=GREY, ls=":", lw=1.4, label=r"theory, $t = 0$")
+    if "decay_rate" in predicted:
+        start = mean_and_error(record["adversarial_loss"][:, 0])[0]
+        slope = start - predicted["decay_rate"] * times
+        axes.plot(times[slope > 0], slope[slope > 0], "--", color=RED, lw=1.2, label="its rate at $t = 0$, one output")
+    axes.set_ylim(bottom=0)
+
+    axes = next(grid)
+    axes.set_title("standard loss", loc="left", fontsize=10)
+    lines(axes, "standard_loss", BLUE)
+    axes.set_ylim(bottom=0)
+
+    axes = next(grid)
+    axes.set_title("accuracy on the evaluation inputs", loc="left", fontsize=10)
+    lines(axes, "accuracy", BLUE, "clean")
+    lines(axes, "robust_accuracy", ORANGE, "attacked without labels")
+    lines(axes, "attacked_accuracy", RED, "attacked with labels")
+    axes.set_ylim(0, 1.02)
+
+    axes = next(grid)
+    axes.set_title("propagation", loc="left", fontsize=10)
+    lines(axes, "propagation", BLUE, r"$\omega^L$ of the weights")
+    lines(axes, "jacobian", RED, r"$|J|_F^2/(K\omega_0^L)$")
+    with jax.enable_x64(True):
+        omega = np.asarray(theory.propagation_factor(spec.replace(weight_variance=published)))
+    axes.plot(times, omega**spec.depth, ":", color=GREY, lw=1.6, label=r"$\omega^L$, published")
+    axes.set_ylim(bottom=0)
+
+    axes = next(grid)
+    axes.set_title("distance from the start", loc="left", fontsize=10)
+    lines(axes, "kernel_similarity", BLUE, "tangent kernel, cosine")
+    lines(axes, "gates_flipped", RED, "gates flipped, share", layers)
+    axes.set_ylim(0, 1.02)
+
+    axes = next(grid)
+    axes.set_title("gradient norms $|dL/dW_l|_F$", loc="left", fontsize=10)
+    depth = record["gradient_norm"].shape[2]
+    shown = sorted({0, depth // 2, depth - 1})
+    for layer, colour in zip(shown, _COLOURS, strict=False):
+        lines(axes, "gradient_norm", colour, f"layer {layer + 1}", lambda values, layer=layer: values[..., layer])
+    axes.set_ylim(bottom=0)
+
+    axes = next(grid)
+    axes.set_title("Fisher-Rao norm over $|dL/df|^2$", loc="left", fontsize=10)
+    lines(axes, "fisher_rao", BLUE, "measured", lambda values: values / record["cotangent"])
+    if spec.block != "residual":
+        with jax.enable_x64(True):
+            law = spec.replace(weight_variance=published)
+            norm = np.asarray(theory.fisher_rao_norm(law, predicted["input_norm"] ** 2))
+        axes.plot(times, norm, ":", color=GREY, lw=1.6, label="theory, published $s(t)$")
+    axes.set_ylim(bottom=0)
+    for axes in figure.axes:
+        axes.set_xlabel("training time $t$ (learning rate times steps)", fontsize=9)
+        axes.grid(color=GREY, alpha=0.15, lw=0.6)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def trainability(title: str, rows: Sequence[Mapping[str, Any]], x: str, lower: float, boundary: Mapping[float, float]):
+    """Accuracy, omega^L and |J|^2 at the end against depth, a column for each block and way of training.
+
+    Every seed is a dot; a line joins the means of one value of `x`.
+
+    Args:
+        title: of the figure.
+        rows: a record for each cell: its coordinates, and `accuracy`, `propagation`, `jacobian` of all its networks.
+        x: the name of the other axis.
+        lower: the least omega^L that theory takes to train.
+        boundary: for each value of the other axis the largest depth that theory takes to train, for "vanilla".
+    """
+    from matplotlib.figure import Figure
+
+    columns = list(dict.fromkeys((row["block"], row["training"]) for row in rows))
+    figure = Figure(figsize=(2.7 * len(columns) + 1, 8.4), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    grid = figure.subplots(3, len(columns), squeeze=False, sharex=True, sharey="row")
+    for at, (block, way) in enumerate(columns):
+        own = [row for row in rows if (row["block"], row["training"]) == (block, way)]
+        values = list(dict.fromkeys(row[x] for row in own))
+        for value, colour in zip(values, itertools.cycle(_COLOURS)):
+            line = sorted((row for row in own if row[x] == value), key=lambda row: row["depth"])
+            depths = [row["depth"] for row in line]
+            for axes, name in zip(grid[:, at], ("accuracy", "propagation", "jacobian"), strict=True):
+                for row in line:
+                    axes.plot([row["depth"]] * len(row[name]), row[name], ".", color=colour, ms=4, alpha=0.5)
+                means = [mean_and_error(row[name]) for row in line]
+                axes.errorbar(
+                    depths, [mean for mean, _ in means], [2 * error for _, error in means], color=colour, lw=1.3,
+                    capsize=2, label=f"{x.replace('_', ' ')} {value:g}",
+                )  # fmt: skip
+            if block == "vanilla" and way == "adversarial" and np.isfinite(boundary.get(value, np.inf)):
+                for axes in grid[:2, at]:
+                    axes.axvline(boundary[value], color=colour, ls=":", lw=1.2)
+        grid[0, at].set_title(f"{block}, {way}", fontsize=10)
+        grid[0, at].set_ylim(0, 1.03)
+        grid[1, at].axhline(lower, color=GREY, lw=0.8, ls="--")
+        grid[1, at].set_ylim(bottom=0)
+        grid[2, at].set_yscale("log")
+        grid[2, at].set_xlabel("depth $L$")
+    for axes, name in zip(grid[:, 0], ("accuracy", r"$\omega(T)^L$", r"$|J|_F^2/(K\omega_0^L)$"), strict=True):
+        axes.set_ylabel(name)
+    for axes in grid.flat:
+        axes.grid(color=GREY, alpha=0.15, lw=0.6)
+    grid[0, 0].legend(frameon=False, fontsize=8)
+    figure.supxlabel(
+        f"dots: networks; lines: means $\\pm$ 2 s.e.; dotted: depth to which theory takes vanilla networks to train; "
+        f"dashed: $\\omega^L = {lower:g}$",
+        fontsize=9,
+    )
+    return figure
+
+
+def capacity(title: str, times: np.ndarray, curves: Sequence[tuple[str, int, np.ndarray]], fits: Sequence[Any]):
+    """The Fisher-Rao norm in time for several widths, and how its fall depends on width.
+
+    Args:
+        title: of the figure.
+        times: [S].
+        curves: (way of training, width, [n, S] relative to the start) each.
+        fits: (way, widths, falls, errors, exponent, its error) each.
+    """
+    from matplotlib.figure import Figure
+
+    ways = list(dict.fromkeys(way for way, _, _ in curves))
+    figure = Figure(figsize=(5 * (len(ways) + 1), 4.6), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    panels = figure.subplots(1, len(ways) + 1)
+    for axes, way in zip(panels, ways, strict=False):
+        own = [(width, values) for name, width, values in curves if name == way]
+        for (width, values), shade in zip(own, np.linspace(0.35, 1, len(own)), strict=True):
+            mean, error = mean_and_error(values)
+            axes.plot(times, mean, color=BLUE, alpha=shade, lw=1.5, label=f"N = {width}")
+            axes.fill_between(times, mean - 2 * error, mean + 2 * error, color=BLUE, alpha=0.15, lw=0)
+        axes.set_title(way, loc="left", fontsize=10)
+        axes.set(xlabel="training time $t$", ylabel="Fisher-Rao norm over that of the start")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=8)
+    axes = panels[-1]
+    for (way, widths, falls, errors, exponent, doubt), colour in zip(fits, _COLOURS, strict=False):
+        axes.errorbar(widths, falls, 2 * np.asarray(errors), fmt="o", color=colour, ms=4, capsize=2)
+        centre = np.exp(np.mean(np.log(widths)))
+        line = np.exp(np.mean(np.log(np.maximum(falls, 1e-300)))) * (np.asarray(widths) / centre) ** exponent
+        axes.plot(widths, line, color=colour, lw=1.2, label=f"{way}: $N^{{{exponent:.2f} \\pm {doubt:.2f}}}$")
+    axes.set(xscale="log", yscale="log", xlabel="width $N$", ylabel="relative fall at the first evaluation")
+    axes.set_title("the fall against width", loc="left", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+    for axes in panels:
+        axes.grid(color=GREY, alpha=0.15, lw=0.6)
+    return figure

@@ -1,0 +1,168 @@
+"""One configuration trained adversarially: what is measured in time, beside the closed forms of the start."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import jax
+import numpy as np
+
+from mftadv import report, statistics, theory
+from mftadv.compare import Claim, Judgement
+from mftadv.experiments import _training_figures
+from mftadv.experiments._trainings import OfTrainings, closed_form, estimate, running
+from mftadv.spec import NetworkSpec
+from mftadv.sweep import Cell
+
+_ROUNDING = 2e-3  # what sums over steps may lose to rounding in single precision, relative
+_SHARE = 0.1  # how far the share of a branch may be off its mean in wide networks
+
+
+@dataclasses.dataclass(frozen=True)
+class Train(OfTrainings):
+    """Train networks adversarially, and hold the record of each step against what theory says.
+
+    Networks of one law minimise L_std + lambda L_adv by gradient descent on W and b, L_adv = max |f(x + eta) - f(x)|_q
+    over |eta|_p <= eps. The published closed form of the weight variance, s(t), takes L_adv to fall with omega^{L/2}
+    alone. An exact identity says how the variance moves with the losses of the moment,
+
+        |W_l'|^2 - |W_l|^2 = -2 r (<f, dL_std/df> + lambda L_adv - sum_{k >= l} <b_k, dL/db_k>) + r^2 |dL/dW_l|^2.
+
+    Both are claimed of every run: the identity holds, the closed form holds up to about the validity horizon and not
+    after it.
+    """
+
+    name: ClassVar[str] = "train"
+    source: ClassVar[str] = "the paper, weight variance under adversarial training; the identity is ours"
+
+    width: int = 256
+    """Width N."""
+    depth: int = 5
+    """Number of hidden layers L."""
+    block: Literal["vanilla", "residual", "signed"] = "vanilla"
+    """Kind of block."""
+    weight_variance: float | None = None
+    """s = sigma_w^2: weights are N(0, s/N) (default: 2 for vanilla, 1/L for shortcuts)."""
+    adversarial: Literal["paper", "madry", "none"] = "paper"
+    """The paper's loss L_std + lambda L_adv; the maximum of L_std over the ball (lambda: its weight); or none."""
+
+    @property
+    def spec(self) -> NetworkSpec:
+        """The law of the networks."""
+        return self.law(self.width, self.depth, self.block, self.weight_variance)
+
+    def cells(self) -> Sequence[Cell]:
+        config = self.config(None if self.adversarial == "none" else self.adversarial)
+        return [self.cell({"block": self.block, "adversarial": self.adversarial}, self.spec, config)]
+
+    def networks(self, cells: Sequence[Cell]) -> Sequence[int]:
+        return [8]
+
+    def describe(self, cells: Sequence[Cell]) -> Sequence[str]:
+        spec = self.spec
+        return (
+            *super().describe(cells),
+            f"networks  {spec.block}, N={spec.width} L={spec.depth} d={spec.input_dim} K={spec.output_dim}, "
+            f"s={spec.weight_variance:g} b2={spec.bias_variance:g}, omega={float(theory.propagation_factor(spec)):g}",
+        )
+
+    def predict(self, cell: Cell) -> Mapping[str, float]:
+        """Of one output, without bias and shortcut, the rate at which L_adv falls at t = 0, and the validity horizon.
+
+        Both worst perturbations +-eta are pushed in turn, and B inputs: L_adv falls at rate / (2 B).
+        """
+        norm = math.sqrt(float(np.mean(np.sum(self.points.values**2, axis=1))))
+        radius = self.eps * cell.spec.input_dim ** max(0.0, 0.5 - 1 / self.p)  # in the 2-norm
+        law = cell.spec.replace(output_dim=1)
+        found = {"adversarial_loss": self._coefficient(cell.spec) * self.eps, "input_norm": norm}
+        with jax.enable_x64(True), contextlib.suppress(ValueError):
+            omega = float(theory.propagation_factor(cell.spec))
+            found["adversarial_loss"] *= omega ** (cell.spec.depth / 2)
+            rate = float(theory.adversarial_loss_decay_rate(law, radius, norm))
+            found["decay_rate"] = rate * self.adversarial_weight / (2 * self.inputs)
+            horizon = float(theory.validity_horizon(law, radius, norm, self.inputs))
+            found["validity_horizon"] = horizon / self.adversarial_weight if self.adversarial_weight else math.inf
+        return found
+
+    def _coefficient(self, spec: NetworkSpec) -> float:
+        return theory.operator_norm_coefficient(self.p, self.q, spec.input_dim, spec.output_dim, self.coefficient)
+
+    def published(self) -> np.ndarray:
+        """s(t) of the closed form at the evaluations."""
+        eps = self.eps * self.adversarial_weight if self.adversarial == "paper" else 0.0
+        return closed_form(self.spec, self.times, eps, self.p, self.q, self.coefficient)
+
+    def claims(self, data: Any) -> Sequence[Claim]:
+        record, told = running(data, 0)
+        note = "; ".join(told)
+        spec = self.spec
+        if not len(record["step"]):
+            return []
+        measured, predicted = (record[name][:, -1] for name in ("norm_change", "norm_change_predicted"))
+        if spec.has_shortcut:  # the share of a branch is a mean over networks, and best seen over all layers
+            ratio = statistics.ratio_estimate(measured.sum(1), predicted.sum(1))
+            text, reason = "d|W|^2 / identity, all layers", "the share of a branch is a mean over wide networks"
+            claims = [Claim.of(text, 1.0, ratio, id="identity", allowance=_SHARE, reason=reason, note=note)]
+        else:  # it holds for every network, so that nothing is left to chance
+            errors = np.max(np.abs(measured / predicted - 1), axis=0)
+            claims = [
+                Claim(
+                    f"identity, error, layer {layer}", _ROUNDING, error, 0.0, math.inf, kind="at_most", scale=1.0,
+                    id="identity", coords={"layer": layer}, note=note,
+                )
+                for layer, error in enumerate(errors.tolist(), 1)
+            ]  # fmt: skip
+        if self.adversarial != "paper" or not self.eps or not self.adversarial_weight:
+            return claims
+        change = record["norm_change"].mean(2) / spec.width
+        for number, when in ((1, "first"), (-1, "last")):
+            expected = self.published()[number] - float(spec.weight_variance)
+            claims.append(
+                Claim.of(
+                    f"ds by closed form, t={self.times[number]:.3g}",
+                    expected,
+                    estimate(change[:, number]),
+                    id="closed_form",
+                    coords={"evaluation": when},
+                    allowance=0.1,
+                    reason="finite width",
+                    expected="fails",
+                    note="the closed form knows neither L_std nor how fast L_adv falls",
+                )
+            )
+        return claims
+
+    def figures(self, data: Any, judged: Sequence[Judgement]) -> Mapping[str, Any]:
+        record, told = running(data, 0)
+        if not len(record["step"]):
+            return {}
+        spec = self.spec
+        title = f"{spec.block}, N={spec.width}, L={spec.depth}, {len(record['step'])} networks: "
+        title += self.describe(self.cells())[1].split(maxsplit=1)[1]
+        return {
+            "training": _training_figures.training(
+                title + "".join(f"\n{line}" for line in told), self.times, record, self.published(), spec,
+                self.predict(self.cells()[0]),
+            )
+        }  # fmt: skip
+
+    def tables(self, data: Any, judged: Sequence[Judgement], wide: bool = False) -> Sequence[Any]:
+        record, told = running(data, 0)
+        legend = "Means over networks. s: weight variance, over layers. |J|2: |J|_F^2 / (K omega_0^L). acc: accuracy; "
+        legend += "free, label: under attacks without and with labels. " + "; ".join(told)
+        table = report.table(f"{len(record['step'])} networks in training", legend)
+        columns = {
+            "s": "weight_variance", "omega^L": "propagation", "|J|2": "jacobian", "L_std": "standard_loss",
+            "L_adv": "adversarial_loss", "acc": "accuracy", "free": "robust_accuracy", "label": "attacked_accuracy",
+        }  # fmt: skip
+        if wide:
+            columns |= {"|dL/dW|": "gradient_norm", "Fisher-Rao": "fisher_rao", "kernel": "kernel_similarity"}
+            columns |= {"gates": "gates_flipped"}
+        for name in ("t", *columns):
+            table.add_column(name, justify="right")
+        for i, t in enumerate(self.times):
+            means = [float(np.mean(record[name][:, i])) for name in columns.values()]
+            table.add_row(f"{t:.3g}", *(report.number(mean, ".4g") for mean in means))
+        return [table, *super().tables(data, judged, wide)]
