@@ -110,7 +110,10 @@ def expected_record(start, end, x, y, config):
         theta, slope, eta = now.parameters(config.trained), np.zeros_like(f), free
         if loss is None:
             units = np.eye(spec.output_dim)
-            add(fisher_rao=sum((theta @ now.gradient(one, unit, config.trained)) ** 2 for unit in units))
+            add(
+                fisher_rao=sum((theta @ now.gradient(one, unit, config.trained)) ** 2 for unit in units),
+                cotangent=spec.output_dim,
+            )
         else:
 
             def increase(change, f=f, target=target):
@@ -123,7 +126,7 @@ def expected_record(start, end, x, y, config):
             standard, slope = loss_and_slope(loss, f, target)
             add(
                 standard_loss=standard, attacked_accuracy=is_right(now.output(one + labelled), label),
-                fisher_rao=(theta @ now.gradient(one, slope, config.trained)) ** 2,
+                fisher_rao=(theta @ now.gradient(one, slope, config.trained)) ** 2, cotangent=slope @ slope,
             )  # fmt: skip
             eta = labelled if config.adversarial == "madry" else free
         if config.adversarial == "madry":
