@@ -21,6 +21,7 @@ class Fit(NamedTuple):
     errors: np.ndarray
     exponent: float
     error: float
+    degrees_of_freedom: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Capacity(OfTrainings):
         claims = []
         for way, fits in self.falls(data).items():
             for name, found in fits.items():
-                estimate = Estimate(found.exponent, found.error, max(1, len(found.falls) - 2))
+                estimate = Estimate(found.exponent, found.error, found.degrees_of_freedom)
                 claims.append(
                     Claim.of(
                         f"power of N, {words[name]}, {way}",
@@ -100,8 +101,8 @@ class Capacity(OfTrainings):
                         estimate,
                         id=f"exponent_{name}",
                         coords={"training": way},
-                        allowance=0.1,
-                        reason="higher orders in 1/N",
+                        allowance=0.02,
+                        reason="finite width, to first order in 1/N",
                         expected="holds" if name == "propagation" and alone else "fails",
                         note=notes[name],
                     )
@@ -151,4 +152,5 @@ def fit(widths: np.ndarray, samples: Sequence[np.ndarray]) -> Fit:
         centre = np.sum(weight * x) / np.sum(weight)
         spread = np.sum(weight * (x - centre) ** 2)
         exponent = float(np.sum(weight * (x - centre) * y) / spread)
-    return Fit(means, errors, exponent, float(1 / np.sqrt(spread)))
+    freedom = sum(len(values) - 1 for values in samples)
+    return Fit(means, errors, exponent, float(1 / np.sqrt(spread)), max(1, freedom))
