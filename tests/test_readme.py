@@ -19,7 +19,7 @@ def test_the_examples_run_and_agree_with_theory(capsys, tmp_path, monkeypatch):
     for size, smaller in SMALLER.items():
         assert examples.count(size) == 1
         examples = examples.replace(size, smaller)
-    first, second, third, fourth = re.findall(r"```python\n(.*?)```", examples, re.DOTALL)
+    first, second, third, fourth, fifth = re.findall(r"```python\n(.*?)```", examples, re.DOTALL)
     assert len([line for line in first.splitlines() if line.strip()]) <= 15
     names = {}
     exec(compile(first, "README.md", "exec"), names)
@@ -34,7 +34,9 @@ def test_the_examples_run_and_agree_with_theory(capsys, tmp_path, monkeypatch):
     exec(compile(third, "README.md", "exec"), names)
     below, exactly, *_ = (float(re.findall(r"\d+\.\d+", line)[0]) for line in capsys.readouterr().out.splitlines())
     assert 0 < below < exactly * (1 + 1e-5)  # in the 2-norm and the 1-norm of the outputs
-    exec(compile(fourth, "README.md", "exec"), names)
+    exec(compile(fourth, "README.md", "exec"), dict(names))
+    assert capsys.readouterr().out.count("accuracy") == 1
+    exec(compile(fifth, "README.md", "exec"), names)
     assert {"data.nc", "claims.json", "figures"} <= {path.name for path in Path("results/law").iterdir()}
     assert "fails" not in names["result"].counts
     found, spec = names["found"], names["spec"]

@@ -82,7 +82,10 @@ class Trainability(OfTrainings):
         if self.against == "weight_variance":  # of shortcuts, in proportion to their default
             spec = spec.replace(weight_variance=value * float(spec.weight_variance) / 2)
         changes = {"eps": value} if self.against == "eps" else {}
-        config = self.config("paper" if way == "adversarial" else None, **changes)
+        if way == "standard" and self.quick:  # to compile a program without the attack takes longer than the attack
+            config = self.config(**changes, adversarial_weight=0.0)
+        else:
+            config = self.config("paper" if way == "adversarial" else None, **changes)
         return self.cell({"block": block, "training": way, "depth": depth, self.against: value}, spec, config)
 
     def networks(self, cells: Sequence[Cell]) -> Sequence[int]:

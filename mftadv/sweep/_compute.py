@@ -134,11 +134,13 @@ class _Run:
             begin = chunk.stop
             yield chunk, drawn
 
-    def done(self, at: range, networks: float, begun: float) -> None:
-        """Count what was drawn since a time; say once how long the rest will take, where that is long."""
+    def done(self, at: range, networks: float, begun: float, typical: bool = True) -> None:
+        """Count what was drawn since a time; say once how long the rest will take, where that is long and typical."""
         drawn = self.plan.weight(at[0], len(at) * networks)
         self.left -= drawn
-        if not self.estimated and (seconds := self.left / drawn * (time.monotonic() - begun)) > _LONG:
+        if not typical or self.estimated:
+            return
+        if (seconds := self.left / drawn * (time.monotonic() - begun)) > _LONG:
             self.observer.say(f"time      about {seconds:.0f} s, by what was computed first, compiling aside")
         self.estimated = True
 
@@ -154,7 +156,8 @@ class _Run:
                 self._tell(f"{way.done} of {way.segments} ", at)
                 begun = time.monotonic()
                 way.go_on(program.call, arguments)
-                self.done(at, len(way.networks) / way.segments, begun)
+                # The first segment is often a short one.
+                self.done(at, len(way.networks) / way.segments, begun, typical=way.done > 1)
                 if checkpoints and way.done < way.segments and time.monotonic() - written > pause:
                     begun = time.monotonic()
                     way.store(checkpoints)
