@@ -85,7 +85,7 @@ def _command(kind: type[Experiment]) -> Callable[..., Callable[[Terminal], int]]
 
     flat = tyro.conf.OmitArgPrefixes
     command.__annotations__ = {"experiment": Annotated[kind, flat], "options": Annotated[Options, flat]}
-    command.__doc__ = kind.__doc__
+    command.__doc__ = str(kind.__doc__).partition("\n")[0]  # the whole of it is shown above the options
     return command
 
 

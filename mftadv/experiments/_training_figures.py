@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from mftadv import theory
-from mftadv.experiments._trainings import mean_and_error
+from mftadv.experiments._trainings import mean_and_error, relative_fisher_rao
 from mftadv.report import BLUE, GREY, ORANGE, RED
 from mftadv.spec import NetworkSpec
 
@@ -111,7 +111,7 @@ def training(
 
     axes = next(grid)
     axes.set_title("Fisher-Rao norm over $|dL/df|^2$", loc="left", fontsize=10)
-    lines(axes, "fisher_rao", BLUE, "measured", lambda values: values / record["cotangent"])
+    lines(axes, "fisher_rao", BLUE, "measured", lambda _: relative_fisher_rao(record))
     if spec.block != "residual":
         with jax.enable_x64(True):
             law = spec.replace(weight_variance=published)
@@ -120,6 +120,8 @@ def training(
     axes.set_ylim(bottom=0)
     for axes in figure.axes:
         axes.set_xlabel("training time $t$ (learning rate times steps)", fontsize=9)
+        if not axes.has_data():
+            axes.text(0.5, 0.5, "needs labels", transform=axes.transAxes, ha="center", color=GREY)
         axes.grid(color=GREY, alpha=0.15, lw=0.6)
         if axes.get_legend_handles_labels()[1]:
             axes.legend(frameon=False, fontsize=8)
@@ -187,7 +189,8 @@ def capacity(title: str, times: np.ndarray, curves: Sequence[tuple[str, int, np.
         title: of the figure.
         times: [S].
         curves: (way of training, width, [n, S] relative to the start) each.
-        fits: (way, widths, falls, errors, exponent, its error) each.
+        fits: (way, widths, falls, errors, exponent, its error, the values of the fit) each; sizes are drawn, since what
+            rises has a negative fall.
     """
     from matplotlib.figure import Figure
 
@@ -206,13 +209,11 @@ def capacity(title: str, times: np.ndarray, curves: Sequence[tuple[str, int, np.
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, fontsize=8)
     axes = panels[-1]
-    for (way, widths, falls, errors, exponent, doubt), colour in zip(fits, _COLOURS, strict=False):
-        axes.errorbar(widths, falls, 2 * np.asarray(errors), fmt="o", color=colour, ms=4, capsize=2)
-        centre = np.exp(np.mean(np.log(widths)))
-        line = np.exp(np.mean(np.log(np.maximum(falls, 1e-300)))) * (np.asarray(widths) / centre) ** exponent
-        axes.plot(widths, line, color=colour, lw=1.2, label=f"{way}: $N^{{{exponent:.2f} \\pm {doubt:.2f}}}$")
-    axes.set(xscale="log", yscale="log", xlabel="width $N$", ylabel="relative fall at the first evaluation")
-    axes.set_title("the fall against width", loc="left", fontsize=10)
+    for (way, widths, falls, errors, exponent, doubt, curve), colour in zip(fits, _COLOURS, strict=False):
+        axes.errorbar(widths, np.abs(falls), 2 * np.asarray(errors), fmt="o", color=colour, ms=4, capsize=2)
+        axes.plot(widths, curve, color=colour, lw=1.2, label=f"{way}: $N^{{{exponent:.2f} \\pm {doubt:.2f}}}$")
+    axes.set(xscale="log", yscale="log", xlabel="width $N$", ylabel="relative change at the first evaluation")
+    axes.set_title("size of the change against width", loc="left", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
     for axes in panels:
         axes.grid(color=GREY, alpha=0.15, lw=0.6)

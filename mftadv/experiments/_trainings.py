@@ -90,7 +90,7 @@ class OfTrainings(Experiment):
     adversarial_weight: float = 1.0
     """lambda, the weight of the adversarial loss."""
     learning_rate: float = 0.01
-    """Of each step of gradient descent."""
+    """Learning rate r of gradient descent; the training time t is r times the steps."""
     steps: int = 200
     """Number of steps."""
     batch: int | None = 128
@@ -98,7 +98,7 @@ class OfTrainings(Experiment):
     evaluations: int = 20
     """How often networks are evaluated after the start."""
     attack: Literal["fast", "default", "thorough"] = "fast"
-    """Of every step and evaluation: 6, 400 or 5,000 evaluations of the network at each input."""
+    """Attack of every step and evaluation: 6, 400 or 5,000 evaluations of the network at each input."""
 
     @functools.cached_property
     def points(self) -> Inputs:
@@ -110,7 +110,8 @@ class OfTrainings(Experiment):
         points = load_inputs(self.data, self.inputs, self.seed, input_dim=self.input_dim, scale=self.scale)
         if self.standard_loss != "none" and points.labels is None:
             raise ValueError(
-                f"data: expected labels, which --standard-loss {self.standard_loss} needs, got none in {self.data}"
+                f"data: expected whole numbers as labels, one an input, which --standard-loss {self.standard_loss} "
+                f"needs, got none in {self.data}"
             )
         return points
 
@@ -143,6 +144,10 @@ class OfTrainings(Experiment):
             ValueError: an option is outside its range.
         """
         interval = -(-check_positive("steps", self.steps) // check_positive("evaluations", self.evaluations))
+        if self.batch is not None:
+            check_positive("batch", self.batch)
+        if self.standard_loss == "none" and adversarial != "paper":
+            raise ValueError("standard_loss: expected one where networks train without the paper's L_adv, got none")
         options = {
             "steps": self.steps, "learning_rate": self.learning_rate, "eps": self.eps, "p": self.p, "q": self.q,
             "standard_loss": None if self.standard_loss == "none" else self.standard_loss, "adversarial": adversarial,
@@ -168,9 +173,10 @@ class OfTrainings(Experiment):
     def describe(self, cells: Sequence[Cell]) -> Sequence[str]:
         config = cells[0].operands[2]
         losses = ([] if config.standard_loss is None else [config.standard_loss]) + ["L_adv"]
+        radii = " ".join(f"{eps:g}" for eps in sorted({cell.operands[2].eps for cell in cells}))
         return (
             f"inputs    {self.points.preprocessing}",
-            f"training  {' + '.join(losses)}, eps={self.eps:g} p={self.p:g} q={self.q:g} "
+            f"training  {' + '.join(losses)}, eps={radii} p={self.p:g} q={self.q:g} "
             f"lambda={self.adversarial_weight:g}, {self.steps} steps of {self.learning_rate:g} on "
             f"{min(self.batch or self.inputs, self.inputs)} of {self.inputs} inputs, attack {self.attack}",
         )
@@ -193,8 +199,14 @@ def running(data: Any, cell: int) -> tuple[dict[str, np.ndarray], list[str]]:
     """The records of the networks of a cell that ran to the end, in float64, and what is to be said of the others."""
     sample = {name: np.asarray(values, np.float64) for name, values in sample_of(data, cell).items()}
     stopped = sample["stopped"][:, -1]
-    told = [f"network {i} stopped at step {step:.0f}" for i, step in enumerate(stopped) if step >= 0]
+    told = [f"network {i} diverged at step {step:.0f}" for i, step in enumerate(stopped) if step >= 0]
     return {name: values[stopped < 0] for name, values in sample.items()}, told
+
+
+def relative_fisher_rao(record: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The Fisher-Rao norm over |dL/df|^2, [n, S]; nan where the loss is fitted to the last digit."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return record["fisher_rao"] / record["cotangent"]
 
 
 def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 from mftadv import report
 from mftadv.compare import Claim, Judgement
 from mftadv.experiments import _training_figures
-from mftadv.experiments._trainings import OfTrainings, mean_and_error, running
+from mftadv.experiments._trainings import OfTrainings, mean_and_error, relative_fisher_rao, running
 from mftadv.statistics import Estimate
 from mftadv.sweep import Cell
 
@@ -17,12 +17,13 @@ WAYS = ("standard", "adversarial")
 
 
 class Fit(NamedTuple):
-    """A power of the width through the falls of a quantity, by least squares weighted by their errors."""
+    """A power of the width through the sizes of the falls of a quantity, weighted by their errors, and its values."""
 
     falls: np.ndarray
     errors: np.ndarray
     exponent: float
     error: float
+    curve: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +105,11 @@ class Capacity(OfTrainings):
         curves = []
         for i, cell in enumerate(self.cells()):
             record, _ = running(data, i)
-            quotient = record["fisher_rao"] / record["cotangent"]
+            quotient = relative_fisher_rao(record)
             curves.append((str(cell.coords["training"]), cell.spec.width, quotient / quotient[:, :1]))
         widths = sorted(set(self.widths))
         fits = [
-            (f"{name}, {way}", widths, found.falls, found.errors, found.exponent, found.error)
+            (f"{name}, {way}", widths, *found)
             for way, each in self.falls(data).items()
             for name, found in (("$\\omega^L$", each["propagation"]), ("Fisher-Rao", each["capacity"]))
         ]
@@ -117,7 +118,11 @@ class Capacity(OfTrainings):
 
     def tables(self, data: Any, judged: Sequence[Judgement], wide: bool = False) -> Sequence[Any]:
         legend = "Up to the first evaluation, relative. Fisher-Rao: over |dL/df|^2. "
-        told = [line for i in range(len(self.cells())) for line in running(data, i)[1]]
+        told = [
+            f"{cell.coords['training']} N={cell.spec.width} {line}"
+            for i, cell in enumerate(self.cells())
+            for line in running(data, i)[1]
+        ]
         table = report.table("falls against width", legend + "; ".join(told))
         for name in ("training", "N", "omega^L", "+- s.e.", "Fisher-Rao", "+- s.e. "):
             table.add_column(name, justify="left" if name == "training" else "right")
@@ -130,7 +135,7 @@ class Capacity(OfTrainings):
 
 def fall(record: Mapping[str, np.ndarray]) -> np.ndarray:
     """The relative fall of the Fisher-Rao norm over |dL/df|^2, [n]."""
-    quotient = record["fisher_rao"] / record["cotangent"]
+    quotient = relative_fisher_rao(record)
     return 1 - quotient[:, 1] / quotient[:, 0]
 
 
@@ -143,4 +148,5 @@ def fit(widths: np.ndarray, samples: Sequence[np.ndarray]) -> Fit:
         centre = np.sum(weight * x) / np.sum(weight)
         spread = np.sum(weight * (x - centre) ** 2)
         exponent = float(np.sum(weight * (x - centre) * y) / spread)
-    return Fit(means, errors, exponent, float(1 / np.sqrt(spread)))
+        curve = np.exp(np.sum(weight * y) / np.sum(weight) + exponent * (x - centre))
+        return Fit(means, errors, exponent, float(1 / np.sqrt(spread)), curve)
