@@ -180,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         names, expected, rest = str(error).partition(": expected")
         if EXPERIMENTS.keys() & arguments[:1] and re.fullmatch(r"\w+(, \w+)*", names):  # as options are named
+            names = names.replace("positive_slope, negative_slope", "slopes")
             names = re.sub(r"\w+", lambda name: "--" + name[0].replace("folder", "out").replace("_", "-"), names)
         return _fail(2, names + expected + rest)
     except (OSError, MemoryError, OverflowError, RuntimeError) as error:

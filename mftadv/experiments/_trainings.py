@@ -107,6 +107,8 @@ class OfTrainings(Experiment):
         Raises:
             ValueError: an option is outside its range, see `mftadv.load_inputs`, or labels are missing.
         """
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed: expected an integer from 0 to 2^32 - 1, got {self.seed}")
         points = load_inputs(self.data, self.inputs, self.seed, input_dim=self.input_dim, scale=self.scale)
         if self.standard_loss != "none" and points.labels is None:
             raise ValueError(
@@ -132,6 +134,8 @@ class OfTrainings(Experiment):
         """
         if weight_variance is None:
             weight_variance = 2.0 if block == "vanilla" else 1 / check_positive("depth", depth)
+        if weight_variance == 0:
+            raise ValueError("weight_variance: expected a number > 0, since dead networks do not train, got 0")
         d = self.points.values.shape[1]
         return NetworkSpec(
             d, self.outputs, width, depth, weight_variance, self.bias_variance, *self.slopes, block=block

@@ -10,6 +10,7 @@ from mftadv import report
 from mftadv.compare import Claim, Judgement
 from mftadv.experiments import _training_figures
 from mftadv.experiments._trainings import OfTrainings, mean_and_error, relative_fisher_rao, running
+from mftadv.spec import check_positive
 from mftadv.statistics import Estimate
 from mftadv.sweep import Cell
 
@@ -53,7 +54,7 @@ class Capacity(OfTrainings):
     """Number of steps."""
 
     def cells(self) -> Sequence[Cell]:
-        widths = sorted(set(self.widths))
+        widths = sorted({check_positive("widths", width) for width in self.widths})
         if len(widths) < 2:
             raise ValueError(f"widths: expected at least two, for a fit, got {self.widths}")
         return [

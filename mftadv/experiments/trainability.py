@@ -75,6 +75,10 @@ class Trainability(OfTrainings):
             raise ValueError("standard_loss: expected one, since accuracy is what is asked for, got none")
         if check_positive("seeds", self.seeds) < 2:
             raise ValueError(f"seeds: expected at least 2, for an error bar, got {self.seeds}")
+        for depth in self.depths:
+            check_positive("depths", depth)
+        if not all(0 <= value < math.inf and (value or self.against == "eps") for value in self.values):
+            raise ValueError(f"values: expected finite numbers > 0, or 0 for eps, got {self.values}")
         depths, values = sorted(set(self.depths)), sorted(set(self.values))
         grid = itertools.product(dict.fromkeys(self.blocks), ("standard", "adversarial"), depths, values)
         return [self._cell(*point) for point in grid]
