@@ -9,18 +9,20 @@ import numpy as np
 from mftadv import report
 from mftadv.compare import Claim, Judgement
 from mftadv.experiments import _training_figures
-from mftadv.experiments._trainings import OfTrainings, mean_and_error, running
+from mftadv.experiments._trainings import OfTrainings, mean_and_error, relative_fisher_rao, running
+from mftadv.spec import check_positive
 from mftadv.statistics import Estimate
 from mftadv.sweep import Cell
 
 
 class Fit(NamedTuple):
-    """A power of the width through the falls of a quantity, by least squares weighted by their errors."""
+    """A power of the width through the sizes of the falls of a quantity, weighted by their errors, and its values."""
 
     falls: np.ndarray
     errors: np.ndarray
     exponent: float
     error: float
+    curve: np.ndarray
     degrees_of_freedom: int
 
 
@@ -56,7 +58,7 @@ class Capacity(OfTrainings):
         return ("adversarial",) if self.standard_loss == "none" else ("standard", "adversarial")
 
     def cells(self) -> Sequence[Cell]:
-        widths = sorted(set(self.widths))
+        widths = sorted({check_positive("widths", width) for width in self.widths})
         if len(widths) < 2:
             raise ValueError(f"widths: expected at least two, for a fit, got {self.widths}")
         return [
@@ -113,11 +115,11 @@ class Capacity(OfTrainings):
         curves = []
         for i, cell in enumerate(self.cells()):
             record, _ = running(data, i)
-            quotient = record["fisher_rao"] / record["cotangent"]
+            quotient = relative_fisher_rao(record)
             curves.append((str(cell.coords["training"]), cell.spec.width, quotient / quotient[:, :1]))
         widths = sorted(set(self.widths))
         fits = [
-            (f"{name}, {way}", widths, found.falls, found.errors, found.exponent, found.error)
+            (f"{name}, {way}", widths, found)
             for way, each in self.falls(data).items()
             for name, found in (("$\\omega^L$", each["propagation"]), ("Fisher-Rao", each["capacity"]))
         ]
@@ -126,7 +128,11 @@ class Capacity(OfTrainings):
 
     def tables(self, data: Any, judged: Sequence[Judgement], wide: bool = False) -> Sequence[Any]:
         legend = "Up to the first evaluation, relative. Fisher-Rao: over |dL/df|^2. "
-        told = [line for i in range(len(self.cells())) for line in running(data, i)[1]]
+        told = [
+            f"{cell.coords['training']} N={cell.spec.width} {line}"
+            for i, cell in enumerate(self.cells())
+            for line in running(data, i)[1]
+        ]
         table = report.table("falls against width", legend + "; ".join(told))
         for name in ("training", "N", "omega^L", "+- s.e.", "Fisher-Rao", "+- s.e. "):
             table.add_column(name, justify="left" if name == "training" else "right")
@@ -139,7 +145,7 @@ class Capacity(OfTrainings):
 
 def fall(record: Mapping[str, np.ndarray]) -> np.ndarray:
     """The relative fall of the Fisher-Rao norm over |dL/df|^2, [n]."""
-    quotient = record["fisher_rao"] / record["cotangent"]
+    quotient = relative_fisher_rao(record)
     return 1 - quotient[:, 1] / quotient[:, 0]
 
 
@@ -152,5 +158,6 @@ def fit(widths: np.ndarray, samples: Sequence[np.ndarray]) -> Fit:
         centre = np.sum(weight * x) / np.sum(weight)
         spread = np.sum(weight * (x - centre) ** 2)
         exponent = float(np.sum(weight * (x - centre) * y) / spread)
-    freedom = sum(len(values) - 1 for values in samples)
-    return Fit(means, errors, exponent, float(1 / np.sqrt(spread)), max(1, freedom))
+        curve = np.exp(np.sum(weight * y) / np.sum(weight) + exponent * (x - centre))
+    freedom = max(1, sum(len(values) - 1 for values in samples))
+    return Fit(means, errors, exponent, float(1 / np.sqrt(spread)), curve, freedom)
