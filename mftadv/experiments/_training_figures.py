@@ -57,7 +57,8 @@ def training(
     axes.set_title("change of the weight variance, mean of layers", loc="left", fontsize=10)
     lines(axes, "norm_change", BLUE, "measured", lambda values: layers(values) / spec.width)
     identity = mean_and_error(layers(record["norm_change_predicted"]) / spec.width)[0]
-    axes.plot(times, identity, "--", color=RED, lw=1.4, label="exact identity")
+    named = "identity, in the mean" if spec.has_shortcut else "exact identity"
+    axes.plot(times, identity, "--", color=RED, lw=1.4, label=named)
     axes.plot(times, published - published[0], ":", color=GREY, lw=1.6, label="published closed form")
     horizon = predicted.get("validity_horizon", np.inf)
     if horizon < times[-1]:
@@ -205,7 +206,7 @@ def capacity(title: str, times: np.ndarray, curves: Sequence[tuple[str, int, np.
             axes.plot(times, mean, color=BLUE, alpha=shade, lw=1.5, label=f"N = {width}")
             axes.fill_between(times, mean - 2 * error, mean + 2 * error, color=BLUE, alpha=0.15, lw=0)
         axes.set_title(way, loc="left", fontsize=10)
-        axes.set(xlabel="training time $t$", ylabel="Fisher-Rao norm over that of the start")
+        axes.set(xlabel="training time $t$", ylabel=r"Fisher-Rao norm over $|dL/df|^2$, start: 1")
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, fontsize=8)
     axes = panels[-1]
@@ -213,6 +214,8 @@ def capacity(title: str, times: np.ndarray, curves: Sequence[tuple[str, int, np.
         axes.errorbar(widths, np.abs(falls), 2 * np.asarray(errors), fmt="o", color=colour, ms=4, capsize=2)
         axes.plot(widths, curve, color=colour, lw=1.2, label=f"{way}: $N^{{{exponent:.2f} \\pm {doubt:.2f}}}$")
     axes.set(xscale="log", yscale="log", xlabel="width $N$", ylabel="relative change at the first evaluation")
+    axes.set_xticks(fits[0][1], [f"{width}" for width in fits[0][1]])
+    axes.minorticks_off()
     axes.set_title("size of the change against width", loc="left", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
     for axes in panels:

@@ -18,13 +18,17 @@ WAYS = ("standard", "adversarial")
 
 
 class Fit(NamedTuple):
-    """A power of the width through the sizes of the falls of a quantity, weighted by their errors, and its values."""
+    """A power of the width through the sizes of some falls, weighted by their errors, and its values.
+
+    The error of the exponent is made of those at each width; it has at least the degrees of freedom of the least known.
+    """
 
     falls: np.ndarray
     errors: np.ndarray
     exponent: float
     error: float
     curve: np.ndarray
+    degrees_of_freedom: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +90,10 @@ class Capacity(OfTrainings):
         claims = []
         for way, fits in self.falls(data).items():
             for name, found in fits.items():
-                estimate = Estimate(found.exponent, found.error, max(1, len(found.falls) - 2))
+                estimate = Estimate(found.exponent, found.error, found.degrees_of_freedom)
                 claims.append(
                     Claim.of(
-                        f"power of N, {words[name]}, {way}",
+                        f"power, {words[name]}, {way}",
                         -1.0,
                         estimate,
                         id=f"exponent_{name}",
@@ -110,7 +114,7 @@ class Capacity(OfTrainings):
             curves.append((str(cell.coords["training"]), cell.spec.width, quotient / quotient[:, :1]))
         widths = sorted(set(self.widths))
         fits = [
-            (f"{name}, {way}", widths, *found)
+            (f"{name}, {way}", widths, *found[:5])
             for way, each in self.falls(data).items()
             for name, found in (("$\\omega^L$", each["propagation"]), ("Fisher-Rao", each["capacity"]))
         ]
@@ -150,4 +154,5 @@ def fit(widths: np.ndarray, samples: Sequence[np.ndarray]) -> Fit:
         spread = np.sum(weight * (x - centre) ** 2)
         exponent = float(np.sum(weight * (x - centre) * y) / spread)
         curve = np.exp(np.sum(weight * y) / np.sum(weight) + exponent * (x - centre))
-        return Fit(means, errors, exponent, float(1 / np.sqrt(spread)), curve)
+        error = float(1 / np.sqrt(spread))
+    return Fit(means, errors, exponent, error, curve, max(1, min(map(len, samples)) - 1))
