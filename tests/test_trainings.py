@@ -311,6 +311,35 @@ def test_a_network_that_diverged_did_not_train():
     assert "8 networks a point" in figure._suptitle.get_text()
 
 
+def test_the_figure_of_trainability_shows_every_cell():
+    random, records = np.random.default_rng(0), []
+    for cell in GRID.cells():
+        size = 3.0 if cell.spec.has_shortcut else 1.0  # which are drawn after those without
+        names = ("accuracy", "propagation", "jacobian")
+        records.append({name: (size if name != "accuracy" else 1) * random.random((8, 2)) for name in names})
+    figure = drawn(GRID, made(GRID, records))["trainability"]
+    grid = np.reshape(figure.axes, (3, 4))
+    for row, name in enumerate(("accuracy", "propagation", "jacobian")):
+        for column, (block, way) in enumerate((b, w) for b in GRID.blocks for w in ("standard", "adversarial")):
+            axes = grid[row, column]
+            low, high = axes.get_ylim()
+            shown = {
+                (x, y)
+                for line in axes.lines
+                if line.get_marker() == "."
+                for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+            }
+            cells = [(cell, record) for cell, record in zip(GRID.cells(), records, strict=True)]
+            assert shown == {
+                (cell.spec.depth, value)
+                for cell, record in cells
+                if (cell.coords["block"], cell.coords["training"]) == (block, way)
+                for value in record[name][:, -1]
+            }
+            assert all(low <= y <= high for _, y in shown)
+    assert grid[0, 0].get_xlim() == (0, 5.2)
+
+
 def test_the_grid_of_trainability():
     cells = GRID.cells()
     assert len(cells) == 16
@@ -380,10 +409,10 @@ def test_the_error_of_the_fit_by_simulation():
     assert np.mean([each.error for each in fits]) == pytest.approx(np.std(exponents), rel=0.15)  # 4 errors: 14%
 
 
-def falling(exponents, count=40):
+def falling(exponents, experiment=POWERS, count=40):
     """Records of networks whose omega^L and Fisher-Rao norm fall as these powers of the width."""
     records = []
-    for i, cell in enumerate(POWERS.cells()):
+    for i, cell in enumerate(experiment.cells()):
         random, columns = np.random.default_rng(i), {}
         for name, exponent in zip(("propagation", "fisher_rao"), exponents, strict=True):
             fall = cell.spec.width**exponent * (1 + 0.001 * random.standard_normal(count))
@@ -392,21 +421,32 @@ def falling(exponents, count=40):
     return records
 
 
-def test_exponents_of_the_capacity_and_their_verdicts():
-    data = made(POWERS, falling((-1.0, -0.5)))
-    judged = judge(POWERS.claims(data))
+@pytest.mark.parametrize("loss", ["none", "cross_entropy"])
+@pytest.mark.parametrize(("exponent", "right"), [(-1.0, True), (-1.01, True), (-0.9, False), (-1.1, False)])
+def test_exponents_of_the_capacity_and_their_verdicts(loss, exponent, right):
+    experiment = dataclasses.replace(POWERS, standard_loss=loss)
+    data = made(experiment, falling((exponent, -0.5), experiment))
+    judged = judge(experiment.claims(data))
+    wrong = "fails" if loss == "none" else "fails, as predicted"
     for each in find(judged, "exponent_propagation"):
-        assert each.claim.measured == pytest.approx(-1.0, abs=5 * each.claim.standard_error)
-        assert each.verdict != "fails"
-    assert [each.verdict for each in find(judged, "exponent_capacity")] == ["fails, as predicted"] * 2
-    assert [dict(each.claim.coords)["training"] for each in find(judged, "exponent_capacity")] == list(capacity.WAYS)
-    wrong = judge(POWERS.claims(made(POWERS, falling((-0.5, -0.5)))))
-    assert [each.verdict for each in find(wrong, "exponent_propagation")] == ["fails"] * 2
-    (figure,) = POWERS.figures(data, judged).values()
+        assert each.claim.measured == pytest.approx(exponent, abs=5 * each.claim.standard_error)
+        assert each.verdict == ("holds" if right else wrong)
+    capacities = find(judged, "exponent_capacity")
+    assert [each.verdict for each in capacities] == ["fails, as predicted"] * len(experiment.ways)
+    assert [each.claim.coords["training"] for each in capacities] == list(experiment.ways)
+
+
+def test_the_figure_of_the_capacity():
+    (figure,) = drawn(POWERS, made(POWERS, falling((-1.0, -0.5)))).values()
     panel = figure.axes[-1]
-    assert len([line for line in panel.lines if str(line.get_label()).startswith("$")]) == 2
+    fits = {name: line for name, line in lines(panel).items() if not name.startswith("_")}
+    assert len(fits) == 4
+    for name, line in fits.items():
+        exponent = -1.0 if "omega" in name else -0.5
+        np.testing.assert_allclose(line.get_ydata(), np.array(POWERS.widths) ** exponent, rtol=0.01)
     assert [label.get_text() for label in panel.get_xticklabels()] == ["8", "16", "32"]
-    assert len(figure.axes[0].lines) == len(POWERS.widths)
+    assert [axes.get_title("left") for axes in figure.axes[:-1]] == ["standard", "adversarial"]
+    assert [len(axes.lines) for axes in figure.axes[:-1]] == [3, 3]
 
 
 def test_capacities_that_rise_are_drawn_by_their_size():
@@ -462,7 +502,6 @@ REFUSED = [
     (Trainability, {"standard_loss": "none", "quick": True}, "standard_loss: expected one, since accuracy"),
     (Capacity, {"widths": (8, 8)}, "widths: expected at least two, for a fit"),
     (Capacity, {"widths": (0, 8)}, "widths: expected a positive integer, got 0"),
-    (Capacity, {"standard_loss": "none"}, "standard_loss: expected one where"),
 ]  # fmt: skip
 
 

@@ -167,16 +167,20 @@ def trainability(title: str, rows: Sequence[Mapping[str, Any]], x: str, lower: f
         grid[0, at].set_title(f"{block}, {way}", fontsize=10)
         grid[0, at].set_ylim(0, 1.03)
         grid[1, at].axhline(lower, color=GREY, lw=0.8, ls="--")
-        grid[1, at].set_ylim(bottom=0)
-        grid[2, at].set_yscale("log")
         grid[2, at].set_xlabel("depth $L$")
     for axes, name in zip(grid[:, 0], ("accuracy", r"$\omega(T)^L$", r"$|J|_F^2/(K\omega_0^L)$"), strict=True):
         axes.set_ylabel(name)
     for axes in grid.flat:
         axes.grid(color=GREY, alpha=0.15, lw=0.6)
+    # All columns share their axes, whose limits are those of everything that was drawn by now.
+    grid[1, 0].set_ylim(bottom=0)
+    if any(np.any(row["jacobian"] > 0) for row in rows):
+        grid[2, 0].set_yscale("log")
+    depths = [row["depth"] for row in rows]
+    grid[0, 0].set_xlim(0, 1.05 * max(depths) + 1)
     grid[0, 0].legend(frameon=False, fontsize=8)
     figure.supxlabel(
-        f"dots: networks; lines: means $\\pm$ 2 s.e.; dotted: depth to which theory takes vanilla networks to train; "
+        f"dots: networks; lines: means $\\pm$ 2 s.e.; dotted: depth to which theory takes vanilla networks to train, if within the frame; "
         f"dashed: $\\omega^L = {lower:g}$",
         fontsize=9,
     )
@@ -213,7 +217,8 @@ def capacity(title: str, times: np.ndarray, curves: Sequence[tuple[str, int, np.
     for (way, widths, falls, errors, exponent, doubt, curve), colour in zip(fits, _COLOURS, strict=False):
         axes.errorbar(widths, np.abs(falls), 2 * np.asarray(errors), fmt="o", color=colour, ms=4, capsize=2)
         axes.plot(widths, curve, color=colour, lw=1.2, label=f"{way}: $N^{{{exponent:.2f} \\pm {doubt:.2f}}}$")
-    axes.set(xscale="log", yscale="log", xlabel="width $N$", ylabel="relative change at the first evaluation")
+    scale = "log" if any(np.any(np.abs(falls) > 0) for _, _, falls, *_ in fits) else "linear"
+    axes.set(xscale="log", yscale=scale, xlabel="width $N$", ylabel="relative change at the first evaluation")
     axes.set_xticks(fits[0][1], [f"{width}" for width in fits[0][1]])
     axes.minorticks_off()
     axes.set_title("size of the change against width", loc="left", fontsize=10)

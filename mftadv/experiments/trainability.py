@@ -92,7 +92,7 @@ class Trainability(OfTrainings):
             spec = spec.replace(weight_variance=value * float(spec.weight_variance) / 2)
         changes = {"eps": value} if self.against == "eps" else {}
         if way == "standard" and self.quick:  # to compile a program without the attack takes longer than the attack
-            config = self.config(**changes, adversarial_weight=0.0)
+            config = self.config("paper", adversarial_weight=0.0, **changes)
         else:
             config = self.config("paper" if way == "adversarial" else None, **changes)
         return self.cell({"block": block, "training": way, "depth": depth, self.against: value}, spec, config)

@@ -18,7 +18,7 @@ TRAINABLE = ("weights", "biases", "readout")
 ADVERSARIAL = ("paper", "madry")
 
 
-def cross_entropy(outputs: Float[Array, "*B K"], targets: Float[Array, "*B K"]) -> Float[Array, "*B"]:
+def cross_entropy(outputs: Float[Array, "*B K"], targets: Float[Array, "*#B K"]) -> Float[Array, "*B"]:
     """-sum_k t_k ln softmax(f)_k; for one output and a target of +-1 it is the logistic loss ln(1 + exp(-t f)).
 
     Source: standard.
@@ -28,7 +28,7 @@ def cross_entropy(outputs: Float[Array, "*B K"], targets: Float[Array, "*B K"]) 
     return -jnp.sum(targets * jax.nn.log_softmax(outputs, axis=-1), axis=-1)
 
 
-def squared(outputs: Float[Array, "*B K"], targets: Float[Array, "*B K"]) -> Float[Array, "*B"]:
+def squared(outputs: Float[Array, "*B K"], targets: Float[Array, "*#B K"]) -> Float[Array, "*B"]:
     """|f - t|^2 / 2.
 
     Source: standard.

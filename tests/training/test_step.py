@@ -1,5 +1,8 @@
 """Steps without adversary against a loop over optax written out here: forward pass, loss, batches and all."""
 
+import math
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 
 import mftadv as mf
 from mftadv import training
+from mftadv.attack import PowerMethod, RandomStarts
 from mftadv.spec import key_for
 from mftadv.training import _step
 from tests.training.attacks import CHEAP
@@ -73,14 +77,15 @@ def by_hand(network, loss, optimizer, data, rows):
     return params
 
 
-@pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize(
-    ("output_dim", "block", "loss", "optimizer", "adversarial"),
+    ("x64", "output_dim", "block", "loss", "optimizer", "adversarial"),
     [
-        (1, "vanilla", "cross_entropy", "sgd", "paper"),
-        (3, "signed", "squared", "adam", "paper"),
-        (3, "residual", "cross_entropy", "adam", "madry"),
-        (1, "signed", "squared", "sgd", None),
+        (False, 1, "vanilla", "cross_entropy", "sgd", "paper"),
+        (False, 3, "signed", "squared", "adam", "paper"),
+        (True, 1, "vanilla", "cross_entropy", "sgd", "paper"),
+        (True, 3, "residual", "cross_entropy", "adam", "madry"),
+        (True, 3, "signed", "squared", "adam", None),
+        (True, 1, "signed", "squared", "sgd", None),
     ],
 )
 @pytest.mark.slow
@@ -104,3 +109,41 @@ def test_without_weight_of_the_adversary_it_is_a_loop_over_optax(x64, output_dim
         assert min(moved) > 1e-3
         for mine, theirs in zip(jax.tree.leaves(after.frozen), jax.tree.leaves(network.frozen), strict=True):
             np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.slow
+def test_every_step_perturbs_anew():
+    """From the same network and inputs the same step leads to the same network, another one to another."""
+    spec, attack = mf.NetworkSpec(5, 3, 8, 2, 1.8), mf.Attack((RandomStarts(1),), (PowerMethod(1),))
+    config = training.TrainingConfig(STEPS, 0.05, 0.4, attack=attack)
+
+    @jax.jit
+    def after(key, number):
+        state = training.init(mf.init(KEY, spec), config)._replace(step=number)
+        return _step.weights_of(training.step(key, state, data(3), config).network)[0]
+
+    zeroth, again, first, other = (
+        after(key, jnp.int32(number)) for key, number in ((KEY, 0), (KEY, 0), (KEY, 1), (jax.random.fold_in(KEY, 1), 0))
+    )
+    np.testing.assert_array_equal(zeroth, again)
+    for moved in (first, other):
+        assert np.max(np.abs(moved - zeroth)) > 1e-5
+
+
+@pytest.mark.slow
+def test_no_perturbation_adds_nothing_to_the_gradient():
+    """Where eps is 0 the norm of no change has the gradient 0, and not nan."""
+    spec = mf.NetworkSpec(5, 3, 8, 2, 1.8, 0.3)
+    x, y = data(3)
+    configs = {q: training.TrainingConfig(1, 0.1, 0.0, q=q, adversarial="paper") for q in (1, 2, 3, math.inf)}
+    configs["none"] = training.TrainingConfig(1, 0.1, 0.0, adversarial=None)
+
+    @jax.jit
+    def gradients():
+        network, targets = mf.init(KEY, spec), jax.nn.one_hot(y, 3)
+        each = {q: _step.gradient_at(network, x, targets, jnp.zeros_like(x), config) for q, config in configs.items()}
+        return {str(q): gradient for q, gradient in each.items()}
+
+    found = gradients()
+    for gradient in found.values():
+        chex.assert_trees_all_close(gradient, found["none"], rtol=1e-6, atol=1e-7)
