@@ -180,8 +180,8 @@ def trainability(title: str, rows: Sequence[Mapping[str, Any]], x: str, lower: f
     grid[0, 0].set_xlim(0, 1.05 * max(depths) + 1)
     grid[0, 0].legend(frameon=False, fontsize=8)
     figure.supxlabel(
-        f"dots: networks; lines: means $\\pm$ 2 s.e.; dotted: depth to which theory takes vanilla networks to train, if within the frame; "
-        f"dashed: $\\omega^L = {lower:g}$",
+        f"dots: networks; lines: means $\\pm$ 2 s.e.; dotted: depth to which theory takes vanilla networks to train, "
+        f"if within the frame; dashed: $\\omega^L = {lower:g}$",
         fontsize=9,
     )
     return figure
