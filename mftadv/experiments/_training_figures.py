@@ -57,7 +57,8 @@ def training(
     axes.set_title("change of the weight variance, mean of layers", loc="left", fontsize=10)
     lines(axes, "norm_change", BLUE, "measured", lambda values: layers(values) / spec.width)
     identity = mean_and_error(layers(record["norm_change_predicted"]) / spec.width)[0]
-    axes.plot(times, identity, "--", color=RED, lw=1.4, label="exact identity")
+    named = "identity, in the mean" if spec.has_shortcut else "exact identity"
+    axes.plot(times, identity, "--", color=RED, lw=1.4, label=named)
     axes.plot(times, published - published[0], ":", color=GREY, lw=1.6, label="published closed form")
     horizon = predicted.get("validity_horizon", np.inf)
     if horizon < times[-1]:
@@ -174,7 +175,6 @@ def trainability(title: str, rows: Sequence[Mapping[str, Any]], x: str, lower: f
         axes.set_xlim(min(span) - margin, max(span) + margin)
     grid[0, 0].set_ylim(0, 1.03)
     grid[1, 0].set_ylim(0, 1.1 * max(float(np.max(row["propagation"], initial=1)) for row in rows))
-    grid[2, 0].set_yscale("log")
     for axes, name in zip(grid[:, 0], ("accuracy", r"$\omega(T)^L$", r"$|J|_F^2/(K\omega_0^L)$"), strict=True):
         axes.set_ylabel(name)
     for axes in grid.flat:
@@ -182,9 +182,11 @@ def trainability(title: str, rows: Sequence[Mapping[str, Any]], x: str, lower: f
     for axes in grid[0]:
         if axes is grid[0, 0] or axes.get_title() == "vanilla, adversarial":
             axes.legend(frameon=False, fontsize=7)
+    if any(np.any(row["jacobian"] > 0) for row in rows):
+        grid[2, 0].set_yscale("log")
     figure.supxlabel(
-        f"dots: networks; lines: means $\\pm$ 2 s.e.; dotted: depth to which theory takes vanilla networks to train; "
-        f"dashed: $\\omega^L = {lower:g}$",
+        f"dots: networks; lines: means $\\pm$ 2 s.e.; dotted: depth to which theory takes vanilla networks to train, "
+        f"if within the frame; dashed: $\\omega^L = {lower:g}$",
         fontsize=9,
     )
     return figure
@@ -213,7 +215,7 @@ def capacity(title: str, times: np.ndarray, curves: Sequence[tuple[str, int, np.
             axes.plot(times, mean, color=BLUE, alpha=shade, lw=1.5, label=f"N = {width}")
             axes.fill_between(times, mean - 2 * error, mean + 2 * error, color=BLUE, alpha=0.15, lw=0)
         axes.set_title(way, loc="left", fontsize=10)
-        axes.set(xlabel="training time $t$", ylabel="Fisher-Rao norm over that of the start")
+        axes.set(xlabel="training time $t$", ylabel=r"Fisher-Rao norm over $|dL/df|^2$, start: 1")
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, fontsize=8)
     axes = panels[-1]
@@ -221,7 +223,10 @@ def capacity(title: str, times: np.ndarray, curves: Sequence[tuple[str, int, np.
         axes.errorbar(widths, np.abs(fit.falls), 2 * fit.errors, fmt="o", color=colour, ms=4, capsize=2)
         label = f"{name}: $N^{{{fit.exponent:.2f} \\pm {fit.error:.2f}}}$"
         axes.plot(widths, fit.curve, color=colour, lw=1.2, label=label)
-    axes.set(xscale="log", yscale="log", xlabel="width $N$", ylabel="relative change at the first evaluation")
+    scale = "log" if any(np.any(np.abs(fit.falls) > 0) for _, _, fit in fits) else "linear"
+    axes.set(xscale="log", yscale=scale, xlabel="width $N$", ylabel="relative change at the first evaluation")
+    axes.set_xticks(fits[0][1], [f"{width}" for width in fits[0][1]])
+    axes.minorticks_off()
     axes.set_title("size of the change against width", loc="left", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
     for axes in panels:

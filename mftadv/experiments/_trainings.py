@@ -213,7 +213,7 @@ def relative_fisher_rao(record: Mapping[str, np.ndarray]) -> np.ndarray:
         return record["fisher_rao"] / record["cotangent"]
 
 
-def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def mean_and_error(values: np.ndarray) -> tuple[Any, Any]:
     """The mean over networks, the first axis, and its standard error; nan where there are too few."""
     if len(values) == 0:
         return np.full(values.shape[1:], math.nan), np.full(values.shape[1:], math.nan)

@@ -16,7 +16,7 @@ from mftadv.sweep import Cell
 
 
 class Fit(NamedTuple):
-    """A power of the width through the sizes of the falls of a quantity, weighted by their errors, and its values."""
+    """A power of the width through the sizes of some falls, weighted by their errors, and its values."""
 
     falls: np.ndarray
     errors: np.ndarray
@@ -98,7 +98,7 @@ class Capacity(OfTrainings):
                 estimate = Estimate(found.exponent, found.error, found.degrees_of_freedom)
                 claims.append(
                     Claim.of(
-                        f"power of N, {words[name]}, {way}",
+                        f"power, {words[name]}, {way}",
                         -1.0,
                         estimate,
                         id=f"exponent_{name}",
@@ -159,5 +159,6 @@ def fit(widths: np.ndarray, samples: Sequence[np.ndarray]) -> Fit:
         spread = np.sum(weight * (x - centre) ** 2)
         exponent = float(np.sum(weight * (x - centre) * y) / spread)
         curve = np.exp(np.sum(weight * y) / np.sum(weight) + exponent * (x - centre))
-    freedom = max(1, sum(len(values) - 1 for values in samples))
-    return Fit(means, errors, exponent, float(1 / np.sqrt(spread)), curve, freedom)
+        error = float(1 / np.sqrt(spread))
+    freedom = sum(len(values) - 1 for values in samples)
+    return Fit(means, errors, exponent, error, curve, max(1, freedom))
