@@ -19,7 +19,7 @@ from benchmarks.harness import (
 from mftadv import training
 from mftadv.training import State, TrainingConfig
 
-_STEPS = 30  # of the training whose accuracy is compared
+_STEPS = 20  # of the training whose accuracy is compared
 
 
 def training_steps(quick: bool) -> Benchmark:
@@ -61,7 +61,7 @@ def training_steps(quick: bool) -> Benchmark:
     ]
     outcomes = {f"accuracy after {_STEPS} steps, ours": lambda: accuracy(together(states, _STEPS)[-1].network)}
     memory = together.memory_analysis()
-    shapes = {**shapes_of(spec), "networks": num_networks, "B": batch, "attack": 5, "steps": steps}
+    shapes = {**shapes_of(spec), "networks": num_networks, "B": batch, "attack steps": 5, "steps": steps}
     if memory:
         shapes["MiB of ours"] = (memory.temp_size_in_bytes + memory.output_size_in_bytes) // 2**20
     if HAS_TORCH:
