@@ -17,7 +17,7 @@ from mftadv.spec import NetworkSpec
 from mftadv.sweep import Cell
 
 _ROUNDING = 2e-3  # what sums over steps may lose to rounding in single precision, relative
-_SHARE = 0.1  # how far the share of a branch may be off its mean in wide networks
+_SHARE = 0.04  # how far the share of a branch may be off its mean in wide networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Train(OfTrainings):
         |W_l'|^2 - |W_l|^2 = -2 r (<f, dL_std/df> + lambda L_adv
             - sum_{k >= l} <b_k, dL/db_k>) + r^2 |dL/dW_l|^2.
 
-    Both are claimed of every run: the identity holds, the closed form holds up to about the validity horizon and not
-    after it.
+    Both are claimed of every run. The identity holds. The closed form is claimed of the first evaluation and of the
+    last one, and expected to fail: it knows neither L_std nor how fast L_adv falls.
     """
 
     name: ClassVar[str] = "train"
@@ -128,7 +128,7 @@ class Train(OfTrainings):
                     estimate(change[:, number]),
                     id="closed_form",
                     coords={"evaluation": when},
-                    allowance=0.1,
+                    allowance=0.04,
                     reason="finite width",
                     expected="fails",
                     note="the closed form knows neither L_std nor how fast L_adv falls",
