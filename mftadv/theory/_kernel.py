@@ -61,14 +61,19 @@ def _check(spec: NetworkSpec, eps: ArrayLike, input_norm: ArrayLike) -> tuple[Sc
 
 @compiled()
 def gate_overlap(spec: NetworkSpec, angle: ArrayLike) -> tuple[Array, Array]:
-    """The angles arccos c_{l-1} of the hidden layers at two inputs of this angle, and ln G_l.
+    """The angles arccos c_{l-1} of the hidden layers at two inputs of this angle, and 1 - G_l.
 
     G_l = prod_{k=l}^{L} g(c_{k-1}) / alpha,      1 - g(cos theta) / alpha = (theta / pi) (u - v)^2 / (u^2 + v^2).
     """
     _, _, u, v = leaves(spec)
     angles = correlation_path(spec, angle).angle
     flipped = angles / jnp.pi * jnp.broadcast_to((u - v) ** 2 / (u**2 + v**2), angles.shape)
-    return angles, jnp.cumsum(jnp.log1p(-flipped)[::-1], axis=0)[::-1]
+
+    def step(defect, flipped):  # of 1 - G, without cancellation
+        defect = defect + flipped - defect * flipped
+        return defect, defect
+
+    return angles, jax.lax.scan(step, jnp.zeros_like(flipped[0]), flipped, reverse=True)[1]
 
 
 @compiled()
@@ -77,16 +82,16 @@ def kernel_defect(spec: NetworkSpec, angle: ArrayLike, unit: ArrayLike = 1.0) ->
 
     The tangent kernel of two inputs is N alpha omega^{L-1} sqrt(q q') (L - this sum).
     """
-    angles, log_gates = gate_overlap(spec, angle)
+    angles, lost = gate_overlap(spec, angle)
     half, unit = jnp.sin(angles / 2), jnp.broadcast_to(unit, angles.shape)
-    return jnp.sum(2 * half * (half / unit) - jnp.cos(angles) * (jnp.expm1(log_gates) / unit), axis=0)
+    return jnp.sum(2 * half * (half / unit) + jnp.cos(angles) * (lost / unit), axis=0)
 
 
 def _kernel_difference(spec: NetworkSpec, eps: Scalar, input_norm: Scalar, two_sided: bool) -> tuple[Scalar, Scalar]:
     """|x'| and D, where D |x'| eps / d is the sum over layers of q + q' - 2 sqrt(q q') c_{l-1} G_l.
 
-    Two-sided, of q' (1 - c_{l-1} G_l) at the two inputs x + eta and x - eta, which is half the difference of the
-    kernels of eta with itself and with -eta. D tends to a constant with eps: it is taken at an eps whose square
+    Two-sided, of q' (1 - c_{l-1} G_l) / 2 at the two inputs x + eta and x - eta: half of what the kernel of eta with
+    itself exceeds that with -eta by, the effect on eta of pushing each of the two half the time. D tends to a constant with eps: it is taken at an eps whose square
     relative to |x|^2 can be represented.
     """
     eps = jnp.maximum(eps, jnp.finfo(eps.dtype).tiny ** 0.5 * input_norm)

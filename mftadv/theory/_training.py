@@ -15,7 +15,7 @@ from mftadv.theory._training_curve import training_curve
 
 
 class TrainingPrediction(NamedTuple):
-    """A band of two curves, for the linear and the rough start of `training_curve`, at S times, for B inputs."""
+    """Two curves, for the linear and the rough start of `training_curve`, at S times, for B inputs."""
 
     t: np.ndarray  # [S]
     f: np.ndarray  # [2, S, B]
@@ -77,6 +77,8 @@ def predict_training(
         raise ValueError(f"num_times: expected an integer >= 2, got {num_times!r}")
     norms = np.linalg.norm(points, axis=1)
     theta = eps / norms
+    if np.any(theta > 1):
+        raise ValueError(f"eps: expected at most the least |x_b|, {norms.min():.4g}, got {eps!r}")
     if dloss is None:
         dloss = np.zeros_like
     with jax.enable_x64(True):

@@ -137,10 +137,10 @@ def _rough_start(spec: NetworkSpec, theta: float, sine: np.ndarray, cosine: np.n
     """E(c) at the cosines c of the sphere, from 1 to 0."""
     with jax.enable_x64(True):
         angle = 2 * np.arcsin(theta * sine / math.sqrt(2 * (1 + theta**2)))
-        kept = np.exp(np.asarray(gate_overlap(spec, angle)[1])[0])
+        lost = np.asarray(gate_overlap(spec, angle)[1])[0]  # 1 - p
     # the integral of sqrt(p'(u)) du = sqrt(dp du)
-    pieces = np.sqrt(np.maximum(np.diff(kept) * np.diff(cosine**2), 0))
-    return cosine * np.sqrt(kept) + np.append(0, np.cumsum(pieces))
+    pieces = np.sqrt(np.maximum(np.diff(lost) * np.diff(sine**2), 0))
+    return cosine * np.sqrt(1 - lost) + np.append(0, np.cumsum(pieces))
 
 
 def _push(value: np.ndarray, column: Callable[[int], np.ndarray]) -> tuple[float, np.ndarray]:

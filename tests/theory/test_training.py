@@ -64,8 +64,9 @@ def test_one_input_without_a_standard_loss():
         np.testing.assert_allclose(loss[:, 0], rate * time * curve(found.t / time), rtol=1e-9)
         by_identity = variance_from_losses(2.0, 4000, found.t, loss[:, 0], 0.0)
         np.testing.assert_allclose(variance - 2, by_identity - 2, rtol=3e-4, atol=1e-12)
-    assert np.all(found.adversarial_loss[1] >= found.adversarial_loss[0])
-    assert np.all(found.weight_variance[1] <= found.weight_variance[0] + 1e-12)
+    late = slice(50, None)
+    assert np.all(found.adversarial_loss[1, late] > found.adversarial_loss[0, late])
+    assert np.all(found.weight_variance[1, late] < found.weight_variance[0, late])
 
 
 @pytest.mark.slow
@@ -104,6 +105,7 @@ def test_a_measured_loss_sets_the_start():
         ({"inputs": np.zeros((2, 30))}, r"inputs: expected \[B, 30\] without zeros"),
         ({"f0": np.zeros(3)}, r"f0: expected \[2\] for the inputs, got \[3\]"),
         ({"eps": 0.0}, "eps: expected a finite number > 0"),
+        ({"eps": 6.0}, r"eps: expected at most the least \|x_b\|, 5.477, got 6.0"),
         ({"horizon": -1.0}, "horizon: expected a finite number > 0"),
         ({"horizon": 1e9}, r"horizon: expected at most 8 B t\* = "),
         ({"num_times": 1}, "num_times: expected an integer >= 2, got 1"),
