@@ -91,8 +91,8 @@ def _kernel_difference(spec: NetworkSpec, eps: Scalar, input_norm: Scalar, two_s
     """|x'| and D, where D |x'| eps / d is the sum over layers of q + q' - 2 sqrt(q q') c_{l-1} G_l.
 
     Two-sided, of q' (1 - c_{l-1} G_l) / 2 at the two inputs x + eta and x - eta: half of what the kernel of eta with
-    itself exceeds that with -eta by, the effect on eta of pushing each of the two half the time. D tends to a constant with eps: it is taken at an eps whose square
-    relative to |x|^2 can be represented.
+    itself exceeds that with -eta by, the effect on eta of pushing each of the two half the time. D tends to a constant
+    with eps: it is taken at an eps whose square relative to |x|^2 can be represented.
     """
     eps = jnp.maximum(eps, jnp.finfo(eps.dtype).tiny ** 0.5 * input_norm)
     perturbed_norm = jnp.hypot(input_norm, eps)
