@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mftadv import NetworkSpec
+
+FAST_KEY = "threefry4x32"
 PATIENCE = 60.0  # seconds after which no round of a task begins: threads that wait for taken cores can be slow
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
@@ -63,6 +66,7 @@ class Benchmark:
     probes: Mapping[str, Probe] = dataclasses.field(default_factory=dict)
     rounds: int = 11
     growth: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)  # sizes, by contender
+    outcomes: Mapping[str, Callable[[], Any]] = dataclasses.field(default_factory=dict)  # a number of each network
 
 
 def read_probe(side: int) -> Probe:
@@ -77,6 +81,13 @@ def flop_probe(n: int) -> Probe:
     array = jnp.ones((n, n), jnp.float32)
     product = jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
     return Probe(lambda: product(array), 2 * n**3)
+
+
+def batched_flop_probe(batch: int, rows: int, n: int) -> Probe:
+    """Floating-point operations, by products of blocks of rows with a matrix for each."""
+    blocks, matrices = jnp.ones((batch, rows, n), jnp.float32), jnp.ones((batch, n, n), jnp.float32)
+    product = jax.jit(lambda a, b: jnp.matmul(a, b, precision="highest"))
+    return Probe(lambda: product(blocks, matrices), 2 * batch * rows * n**2)
 
 
 def normal_probe(impl: str, shape: tuple[int, ...]) -> Probe:
@@ -128,6 +139,7 @@ def measure(benchmark: Benchmark, judged: bool = True) -> dict[str, Any]:
         "ratios": [_ratio(goal, seconds, processor, judged) for goal in benchmark.goals if _others(goal, seconds)],
         "exponents": {name: _exponent(sizes, seconds) for name, sizes in benchmark.growth.items()},
         "agreement": agreement(benchmark),
+        "outcomes": {name: _mean_and_error(to_numpy(run())) for name, run in benchmark.outcomes.items()},
     }
 
 
@@ -184,6 +196,7 @@ def table(name: str, record: Mapping[str, Any]) -> str:
             "" if differs is None else f"{differs:.0e}",
         )
         lines.append(f"  {contender:{width}}{row}".rstrip())
+    lines += [f"  {name}: {mean:.4f} +- {error:.4f}" for name, (mean, error) in record["outcomes"].items()]
     lines += [f"  time grows as {size}^{power:.2f}" for size, power in record["exponents"].items()]
     for ratio in record["ratios"]:
         low, high = ratio["quartiles"]
@@ -197,6 +210,16 @@ def table(name: str, record: Mapping[str, Any]) -> str:
 def available_cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def shapes_of(spec: NetworkSpec) -> dict[str, int]:
+    """The sizes of a network, as the tables name them."""
+    return {"d": spec.input_dim, "K": spec.output_dim, "N": spec.width, "L": spec.depth}
+
+
+def entries_of(spec: NetworkSpec) -> int:
+    """The number of entries of all matrices of a network."""
+    return spec.width * (spec.input_dim + spec.output_dim + spec.width * spec.depth)
 
 
 def to_numpy(array: Any) -> np.ndarray:
@@ -220,6 +243,11 @@ def _timed(run: Callable[[], Any]) -> tuple[float, float]:
 def _spread(values: Sequence[float]) -> dict[str, Any]:
     low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
     return {"median": median, "quartiles": [low, high]}
+
+
+def _mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """The mean over networks and its standard error."""
+    return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def _others(goal: Goal, seconds: Mapping[str, Any]) -> list[str]:

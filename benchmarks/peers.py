@@ -170,6 +170,67 @@ def attack(network: TorchNetwork, x: torch.Tensor, eps: float, steps: int, apply
         return torch.maximum(best, (apply(network, x + eta) - base).norm(dim=-1)), eta
 
 
+def apply_block(network: TorchNetwork, x: torch.Tensor) -> torch.Tensor:
+    """The outputs [B, K] of one network at a block of inputs [B, d]; of many networks at a block of each."""
+    h = x @ network.embedding.mT
+    for W, b in zip(network.weights, network.biases, strict=True):
+        h = torch.relu(torch.addmm(b, h, W.mT) if W.ndim == 2 else torch.baddbmm(b[:, None], h, W.mT))
+    return h @ network.readout.mT
+
+
+def training_step(
+    network: TorchNetwork, x: torch.Tensor, y: torch.Tensor, eta: torch.Tensor, eps: float, rate: float, steps: int = 5
+) -> TorchNetwork:
+    """Gradient descent on the mean of cross-entropy + |f(x + eta) - f(x)|_2 at the best eta that steps of ascent meet.
+
+    One network with a block of inputs, or many networks with a block of each. The ascent begins at the given eta in the
+    2-ball. What follows the last step is evaluated without its gradient, which nobody needs.
+    """
+    with torch.no_grad():
+        base = apply_block(network, x)
+        best, most = torch.zeros_like(x), torch.zeros_like(base[..., 0])
+    for step in range(steps + 1):
+        with torch.set_grad_enabled(step < steps):
+            eta.requires_grad_(step < steps)
+            value = torch.linalg.vector_norm(apply_block(network, x + eta) - base, dim=-1)
+        with torch.no_grad():
+            best = torch.where((value > most)[..., None], eta, best)
+            most = torch.maximum(most, value)
+        if step < steps:
+            (gradient,) = torch.autograd.grad(value.sum(), eta)
+            eta = eta.detach() + 2 * eps * (1 - step / steps) ** 2 * _of_norm_one(gradient)
+            eta = eta * (eps / torch.linalg.vector_norm(eta, dim=-1, keepdim=True)).clamp_max(1)
+    parts = [part.detach().requires_grad_() for part in (*network.weights, *network.biases)]
+    depth = len(network.weights)
+    moved = network._replace(weights=tuple(parts[:depth]), biases=tuple(parts[depth:]))
+    output, perturbed = apply_block(moved, torch.cat([x, x + best], dim=-2)).chunk(2, dim=-2)
+    standard = functional.cross_entropy(output.flatten(0, -2), y.flatten(), reduction="sum")
+    loss = (standard + torch.linalg.vector_norm(perturbed - output, dim=-1).sum()) / x.shape[-2]
+    gradients = torch.autograd.grad(loss, parts)
+    with torch.no_grad():
+        parts = [part.sub(gradient, alpha=rate) for part, gradient in zip(parts, gradients, strict=True)]
+    return network._replace(weights=tuple(parts[:depth]), biases=tuple(parts[depth:]))
+
+
+def train(
+    network: TorchNetwork, x: torch.Tensor, y: torch.Tensor, eps: float, rate: float, batch: int, steps: int
+) -> TorchNetwork:
+    """Steps of training of one network or of many: an epoch is a permutation of the inputs, by each network its own."""
+    networks = network.embedding.shape[:-2]
+    for step in range(steps):
+        place = step % (len(x) // batch)
+        if place == 0:
+            order = torch.rand(*networks, len(x), device=DEVICE).argsort(-1)
+        rows = order[..., place * batch : (place + 1) * batch]  # type: ignore[possibly-undefined]
+        start = eps * _of_norm_one(torch.randn(*networks, batch, x.shape[-1], device=DEVICE))
+        network = training_step(network, x[rows], y[rows], start, eps, rate)
+    return network
+
+
+def _of_norm_one(rows: torch.Tensor) -> torch.Tensor:
+    return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min(1e-30)
+
+
 def torchattacks_pgd(value: Callable, shape: tuple[int, int], p: float, steps: int) -> torch.Tensor:
     """Rows of the unit ball where a value is large, by torchattacks, whose images lie in [0, 1].
 
@@ -254,14 +315,18 @@ def rows(network: TorchNetwork, xs: torch.Tensor) -> torch.Tensor:
     return torch.func.vmap(lambda x: apply(network, x))(xs)
 
 
+def one_by_one(networks: TorchNetwork) -> list[TorchNetwork]:
+    """The networks of a batch."""
+    layers = zip(*(zip(*group, strict=True) for group in (networks.weights, networks.biases)), strict=True)
+    ends = zip(networks.embedding, networks.readout, strict=True)
+    return [TorchNetwork(*end, *layer) for end, layer in zip(ends, layers, strict=True)]
+
+
 def each(
     function: Callable[[TorchNetwork, torch.Tensor], tuple[torch.Tensor, ...]], networks: TorchNetwork, x: torch.Tensor
 ) -> Answer:
     """A Python loop over networks."""
-    answers = []
-    for i in range(len(networks.embedding)):
-        layers = (tuple(values[i] for values in group) for group in (networks.weights, networks.biases))
-        answers.append(function(TorchNetwork(networks.embedding[i], networks.readout[i], *layers), x))
+    answers = [function(network, x) for network in one_by_one(networks)]
     return tuple(torch.stack(values) for values in zip(*answers, strict=True))  # type: ignore[return-value]
 
 

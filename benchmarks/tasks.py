@@ -9,18 +9,29 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 import mftadv as mf
-from benchmarks.harness import HAS_TORCH, Benchmark, Contender, Goal, hardware_probes, normal_probe
+from benchmarks.harness import (
+    FAST_KEY,
+    HAS_TORCH,
+    Benchmark,
+    Contender,
+    Goal,
+    entries_of,
+    hardware_probes,
+    normal_probe,
+    shapes_of,
+)
 from benchmarks.plain import draw, mlp, pgd
+from benchmarks.training import training_steps
 from mftadv.attack import Ascent, RandomStarts
 
-FAST_KEY, DEFAULT_KEY = "threefry4x32", "threefry2x32"
+DEFAULT_KEY = "threefry2x32"
 NORMALS = {FAST_KEY: "4x32 normals", DEFAULT_KEY: "2x32 normals"}
 
 
 def dense_draw(quick: bool) -> Benchmark:
     """One wide network drawn."""
     spec = mf.NetworkSpec(8, 1, 16, 2, 2.0, 0.1) if quick else mf.NetworkSpec(1000, 1, 5000, 10, 2.0, 0.1)
-    count = _entries(spec)
+    count = entries_of(spec)
     init, keys = jax.jit(mf.init), {impl: jax.random.key(0, impl=impl) for impl in (FAST_KEY, DEFAULT_KEY)}
     contenders = [
         Contender(f"ours, {impl}", lambda key=key: init(key, spec), {NORMALS[impl]: count})
@@ -36,7 +47,7 @@ def dense_draw(quick: bool) -> Benchmark:
     torch_names = tuple(c.name for c in contenders[2:])
     goals = [Goal(f"ours, {FAST_KEY}", torch_names, 1.1), Goal(f"ours, {DEFAULT_KEY}", torch_names)]
     probes = {NORMALS[impl]: normal_probe(impl, (spec.width, spec.width)) for impl in keys}
-    return Benchmark(_shapes(spec), contenders, goals, probes, rounds=5)
+    return Benchmark(shapes_of(spec), contenders, goals, probes, rounds=5)
 
 
 def one_network(quick: bool) -> Benchmark:
@@ -47,7 +58,7 @@ def one_network(quick: bool) -> Benchmark:
     x0 = x[0]
     ours, one, block = jax.jit(mf.linear_representation), "ours, 1 input", f"ours, {B} inputs"
     # forward and backward read every entry once, and multiply and add with it once for each input
-    work = {"bytes": 2 * 4 * _entries(spec), "flops": 2 * 2 * _entries(spec)}
+    work = {"bytes": 2 * 4 * entries_of(spec), "flops": 2 * 2 * entries_of(spec)}
     block_work = {**work, "flops": B * work["flops"]}
     contenders = [
         Contender(one, lambda: ours(network, x0), work),
@@ -70,7 +81,7 @@ def one_network(quick: bool) -> Benchmark:
         Goal(block, (one,), 4.0),
         Goal(block, (f"torch by hand, {B} inputs",)),
     ]
-    return Benchmark({**_shapes(spec), "B": B}, contenders, goals, hardware_probes(quick))
+    return Benchmark({**shapes_of(spec), "B": B}, contenders, goals, hardware_probes(quick))
 
 
 def many_networks(quick: bool) -> Benchmark:
@@ -83,7 +94,7 @@ def many_networks(quick: bool) -> Benchmark:
     ours = jax.jit(jax.vmap(mf.linear_representation, (0, None)))
     # a few networks at a time stay in a processor's caches
     mapped = jax.jit(lambda many, x: jax.lax.map(lambda one: mf.linear_representation(one, x), many, batch_size=4))
-    count = num_networks * _entries(spec)
+    count = num_networks * entries_of(spec)
     work = {"bytes": 2 * 4 * count, "flops": 2 * (1 + spec.output_dim) * count}
     normals = NORMALS[FAST_KEY]
     contenders = [
@@ -112,14 +123,14 @@ def many_networks(quick: bool) -> Benchmark:
         Goal("ours, draw of the batch", ("torch, draw of the batch",)),
     ]
     probes = {**hardware_probes(quick), normals: normal_probe(FAST_KEY, (num_networks, spec.width, spec.width))}
-    return Benchmark({**_shapes(spec), "networks": num_networks}, contenders, goals, probes)
+    return Benchmark({**shapes_of(spec), "networks": num_networks}, contenders, goals, probes)
 
 
 def monte_carlo(quick: bool) -> Benchmark:
     """The second moment of J over networks, from keys to error bars."""
     spec, num_networks = (mf.NetworkSpec(8, 3, 16, 2, 2.0, 0.1), 8) if quick else (_MANY, 256)
     x, key = jnp.ones(spec.input_dim), jax.random.key(0, impl=FAST_KEY)
-    count = num_networks * _entries(spec)
+    count = num_networks * entries_of(spec)
     normals = NORMALS[FAST_KEY]
     work = {"flops": 2 * (1 + spec.output_dim) * count, normals: count}
 
@@ -139,7 +150,7 @@ def monte_carlo(quick: bool) -> Benchmark:
         "flops": hardware_probes(quick)["flops"],
         normals: normal_probe(FAST_KEY, (num_networks, spec.width, spec.width)),
     }
-    return Benchmark({**_shapes(spec), "networks": num_networks}, contenders, goals, probes, rounds=7)
+    return Benchmark({**shapes_of(spec), "networks": num_networks}, contenders, goals, probes, rounds=7)
 
 
 def sweep_of_small_cells(quick: bool) -> Benchmark:
@@ -162,7 +173,7 @@ def sweep_of_small_cells(quick: bool) -> Benchmark:
         found = mf.sweep(_second_moment, key, spec, {"weight_variance": variances}, x, num_networks=num_networks)
         return found["value"].values
 
-    count = num_cells * num_networks * _entries(spec)
+    count = num_cells * num_networks * entries_of(spec)
     contenders = [
         Contender("ours", ours, {NORMALS[FAST_KEY]: count}),
         Contender("jitted, in a loop", by_hand, {}, "ours"),
@@ -170,7 +181,7 @@ def sweep_of_small_cells(quick: bool) -> Benchmark:
     goals = [Goal("ours", ("jitted, in a loop",), 1 / 0.9)]
     probes = {NORMALS[FAST_KEY]: normal_probe(FAST_KEY, (num_networks, spec.width, spec.width))}
     return Benchmark(
-        {**_shapes(spec), "cells": num_cells, "networks": num_networks}, contenders, goals, probes, rounds=5
+        {**shapes_of(spec), "cells": num_cells, "networks": num_networks}, contenders, goals, probes, rounds=5
     )
 
 
@@ -191,7 +202,7 @@ def sweep_of_networks(quick: bool) -> Benchmark:
         theirs = lambda: peers.second_moment(spec, tx, num_networks)  # noqa: E731
         contenders.append(Contender("torch loop, draw and by hand", theirs))
     goals = [Goal("ours", ("torch loop, draw and by hand",), 0.2)]
-    return Benchmark({**_shapes(spec), "networks": num_networks}, contenders, goals, rounds=5)
+    return Benchmark({**shapes_of(spec), "networks": num_networks}, contenders, goals, rounds=5)
 
 
 def matrix_free(quick: bool) -> Benchmark:
@@ -219,7 +230,7 @@ def matrix_free(quick: bool) -> Benchmark:
         contenders.append(Contender(theirs, lambda: peers.autograd(peers.draw(specs[1]), tx)))
         goals.append(Goal(names[1], (theirs,), num_networks / 1000))
     probes = {NORMALS[FAST_KEY]: normal_probe(FAST_KEY, (counts[1],))}
-    return Benchmark({**_shapes(specs[1]), "networks": num_networks}, contenders, goals, probes, rounds=7)
+    return Benchmark({**shapes_of(specs[1]), "networks": num_networks}, contenders, goals, probes, rounds=7)
 
 
 def width_without_matrices(quick: bool) -> Benchmark:
@@ -267,7 +278,7 @@ def attack_one(quick: bool) -> Benchmark:
     network = jax.block_until_ready(jax.jit(mf.init)(key, spec))
     matrix_free, dense = jax.jit(drawn), jax.jit(_attacked)
     # each of 21 evaluations of value and gradient is a pass up and a pass down over every entry
-    work = {"bytes": 2 * 21 * 4 * _entries(spec), "flops": 2 * 2 * 21 * _entries(spec)}
+    work = {"bytes": 2 * 21 * 4 * entries_of(spec), "flops": 2 * 2 * 21 * entries_of(spec)}
     contenders = [
         Contender("ours, matrix-free, draw and attack", lambda: matrix_free(key, spec, x, eps)),
         Contender("ours, dense, attack", lambda: dense(network, x, eps, key), work),
@@ -284,7 +295,7 @@ def attack_one(quick: bool) -> Benchmark:
         Goal("ours, matrix-free, draw and attack", ("torch, draw and attack",), 1 / 25),
         Goal("ours, dense, attack", ("torch, attack",), 1.2),
     ]
-    return Benchmark({**_shapes(spec), "steps": 20}, contenders, goals, hardware_probes(quick), rounds=5)
+    return Benchmark({**shapes_of(spec), "steps": 20}, contenders, goals, hardware_probes(quick), rounds=5)
 
 
 def attack_many(quick: bool) -> Benchmark:
@@ -297,7 +308,7 @@ def attack_many(quick: bool) -> Benchmark:
     # a network that stays in a processor's caches is read from memory once, not 42 times
     ours = jax.jit(lambda networks, keys: jax.lax.map(one, (networks, keys)))
     together = jax.jit(lambda networks, keys: jax.vmap(one)((networks, keys)))
-    work = {"flops": 2 * 2 * 21 * num_networks * _entries(spec)}
+    work = {"flops": 2 * 2 * 21 * num_networks * entries_of(spec)}
     contenders = [
         Contender("ours, map", lambda: ours(networks, keys), work),
         Contender("ours, vmap", lambda: together(networks, keys), work),
@@ -318,7 +329,7 @@ def attack_many(quick: bool) -> Benchmark:
         Goal("ours, map", ("torch, bmm",), 1.0),
         Goal("ours, vmap", ("torch, bmm",)),
     ]
-    shapes = {**_shapes(spec), "networks": num_networks, "steps": 20}
+    shapes = {**shapes_of(spec), "networks": num_networks, "steps": 20}
     return Benchmark(shapes, contenders, goals, hardware_probes(quick), rounds=7)
 
 
@@ -357,7 +368,7 @@ TASKS = {
     task.__name__: task
     for task in (
         *(dense_draw, one_network, many_networks, monte_carlo, sweep_of_small_cells, sweep_of_networks),
-        *(matrix_free, width_without_matrices, attack_one, attack_many, first_call),
+        *(matrix_free, width_without_matrices, attack_one, attack_many, training_steps, first_call),
     )
 }
 
@@ -394,12 +405,3 @@ def _matrix_free_normals(spec: mf.NetworkSpec) -> int:
     """How many normals J and a take: L + 1 vectors up, K (L + 1) down, J and f themselves; a round number."""
     d, K, N, L = spec.input_dim, spec.output_dim, spec.width, spec.depth
     return -(-((1 + K) * N * (L + 1) + K * (d + 1)) // 1024) * 1024
-
-
-def _shapes(spec: mf.NetworkSpec) -> dict[str, int]:
-    return {"d": spec.input_dim, "K": spec.output_dim, "N": spec.width, "L": spec.depth}
-
-
-def _entries(spec: mf.NetworkSpec) -> int:
-    """The number of entries of all matrices of a network."""
-    return spec.width * (spec.input_dim + spec.output_dim + spec.width * spec.depth)

@@ -13,7 +13,9 @@ import pytest
 
 import mftadv as mf
 from benchmarks import harness, plain, tasks, trained
+from mftadv import training
 from mftadv.attack import Ascent, LinearStarts, RandomStarts, Vertices
+from mftadv.spec import fold_in_loop, key_for
 
 POWERS = (1.0, 2.0, math.inf)
 
@@ -170,3 +172,31 @@ def test_attacks_on_trained_networks(unchecked):
         assert set(one.losses) >= {"default", "thorough", "PGD 2 x 40", "PGD"}
         assert all(np.all(losses > 0) and losses.shape == (1, 2) for losses in one.losses.values())
         assert np.all(one.ratio("PGD") > 0.9)
+
+
+@pytest.mark.slow
+def test_torch_takes_the_same_training_step(unchecked):
+    torch = pytest.importorskip("torch")
+    from benchmarks import peers
+
+    spec, key, eps, rate, M, B = mf.NetworkSpec(7, 3, 24, 3, 2.0, 0.1), jax.random.key(3), 0.5, 0.1, 2, 20
+    x, y = jax.random.normal(jax.random.key(1), (B, 7)), jnp.arange(B, dtype=jnp.int32) % 3
+    config = mf.TrainingConfig(1, rate, eps, attack="fast")
+    networks = jax.jit(jax.vmap(mf.init, (0, None)))(jax.random.split(key, M), spec)
+    step = jax.jit(jax.vmap(lambda net: training.step(key, training.init(net, config), (x, y), config).network.params))
+    ours = jax.tree.leaves(step(networks))
+    # the draws of the attack of step 0
+    draws = fold_in_loop(key_for("step", key), [[1, 0]])[0]
+    normals = jax.random.normal(key_for("adversarial_loss", draws), (B, 7))
+    start = peers.tensor(eps * normals / jnp.linalg.norm(normals, axis=-1, keepdims=True))
+    theirs, tx, ty = peers.share(networks), peers.tensor(x), peers.tensor(y).long()
+    loop = [peers.training_step(one, tx, ty, start, eps, rate) for one in peers.one_by_one(theirs)]
+    many = (torch.stack([each] * M) for each in (tx, ty, start))
+    bmm = peers.training_step(theirs, *many, eps, rate)
+    for i, before in enumerate(jax.tree.leaves(networks.params)):
+        update = np.asarray(ours[i] - before)
+        assert np.abs(update).max() > 1e-3
+        of = lambda net, i=i: (*net.weights, *net.biases)[i]  # noqa: E731
+        for after in (torch.stack([of(net) for net in loop]), of(bmm)):
+            theirs_too = harness.to_numpy(after) - np.asarray(before)
+            np.testing.assert_allclose(theirs_too, update, atol=1e-4 * np.abs(update).max())

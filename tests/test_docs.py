@@ -90,7 +90,7 @@ def test_the_commands_of_all_pages_are_understood():
     shown = re.findall(r"^    mftadv (.*?)(?: +#.*)?$", pages[ROOT / "docs" / "running.md"], re.MULTILINE)
     assert len(shown) > 5
     for text in pages.values():
-        shown += re.findall(r"`mftadv ((?:validate|bounds|width)[^`]*)`", text)
+        shown += re.findall(r"`mftadv ((?:validate|bounds|width|train|trainability|capacity)[^`]*)`", text)
     for command in shown:
         if "--help" not in command:
             assert callable(cli._parse(command.split())), command

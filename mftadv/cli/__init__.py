@@ -85,7 +85,7 @@ def _command(kind: type[Experiment]) -> Callable[..., Callable[[Terminal], int]]
 
     flat = tyro.conf.OmitArgPrefixes
     command.__annotations__ = {"experiment": Annotated[kind, flat], "options": Annotated[Options, flat]}
-    command.__doc__ = kind.__doc__
+    command.__doc__ = str(kind.__doc__).partition("\n")[0]  # the whole of it is shown above the options
     return command
 
 
@@ -180,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         names, expected, rest = str(error).partition(": expected")
         if EXPERIMENTS.keys() & arguments[:1] and re.fullmatch(r"\w+(, \w+)*", names):  # as options are named
+            names = names.replace("positive_slope, negative_slope", "slopes")
             names = re.sub(r"\w+", lambda name: "--" + name[0].replace("folder", "out").replace("_", "-"), names)
         return _fail(2, names + expected + rest)
     except (OSError, MemoryError, OverflowError, RuntimeError) as error:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from mftadv import theory
-from mftadv.experiments._trainings import mean_and_error
+from mftadv.experiments._trainings import mean_and_error, relative_fisher_rao
 from mftadv.report import BLUE, GREY, ORANGE, RED
 from mftadv.spec import NetworkSpec
 
@@ -57,7 +57,8 @@ def training(
     axes.set_title("change of the weight variance, mean of layers", loc="left", fontsize=10)
     lines(axes, "norm_change", BLUE, "measured", lambda values: layers(values) / spec.width)
     identity = mean_and_error(layers(record["norm_change_predicted"]) / spec.width)[0]
-    axes.plot(times, identity, "--", color=RED, lw=1.4, label="exact identity")
+    named = "identity, in the mean" if spec.has_shortcut else "exact identity"
+    axes.plot(times, identity, "--", color=RED, lw=1.4, label=named)
     axes.plot(times, published - published[0], ":", color=GREY, lw=1.6, label="published closed form")
     horizon = predicted.get("validity_horizon", np.inf)
     if horizon < times[-1]:
@@ -111,7 +112,7 @@ def training(
 
     axes = next(grid)
     axes.set_title("Fisher-Rao norm over $|dL/df|^2$", loc="left", fontsize=10)
-    lines(axes, "fisher_rao", BLUE, "measured", lambda values: values / record["cotangent"])
+    lines(axes, "fisher_rao", BLUE, "measured", lambda _: relative_fisher_rao(record))
     if spec.block != "residual":
         with jax.enable_x64(True):
             law = spec.replace(weight_variance=published)
@@ -120,6 +121,8 @@ def training(
     axes.set_ylim(bottom=0)
     for axes in figure.axes:
         axes.set_xlabel("training time $t$ (learning rate times steps)", fontsize=9)
+        if not axes.has_data():
+            axes.text(0.5, 0.5, "needs labels", transform=axes.transAxes, ha="center", color=GREY)
         axes.grid(color=GREY, alpha=0.15, lw=0.6)
         if axes.get_legend_handles_labels()[1]:
             axes.legend(frameon=False, fontsize=8)
@@ -158,23 +161,32 @@ def trainability(title: str, rows: Sequence[Mapping[str, Any]], x: str, lower: f
                     depths, [mean for mean, _ in means], [2 * error for _, error in means], color=colour, lw=1.3,
                     capsize=2, label=f"{x.replace('_', ' ')} {value:g}",
                 )  # fmt: skip
-            if block == "vanilla" and way == "adversarial" and np.isfinite(boundary.get(value, np.inf)):
+            if block == "vanilla" and way == "adversarial" and value in boundary:
                 for axes in grid[:2, at]:
-                    axes.axvline(boundary[value], color=colour, ls=":", lw=1.2)
+                    axes.axvline(
+                        boundary[value], color=colour, ls=":", lw=1.2, label=f"theory: $L$ = {boundary[value]:g}"
+                    )
         grid[0, at].set_title(f"{block}, {way}", fontsize=10)
-        grid[0, at].set_ylim(0, 1.03)
         grid[1, at].axhline(lower, color=GREY, lw=0.8, ls="--")
-        grid[1, at].set_ylim(bottom=0)
-        grid[2, at].set_yscale("log")
         grid[2, at].set_xlabel("depth $L$")
+    span = [row["depth"] for row in rows]
+    margin = 0.08 * (max(span) - min(span)) + 0.5
+    for axes in grid.flat:  # a boundary beyond the depths that were trained is told by the legend alone
+        axes.set_xlim(min(span) - margin, max(span) + margin)
+    grid[0, 0].set_ylim(0, 1.03)
+    grid[1, 0].set_ylim(0, 1.1 * max(float(np.max(row["propagation"], initial=1)) for row in rows))
     for axes, name in zip(grid[:, 0], ("accuracy", r"$\omega(T)^L$", r"$|J|_F^2/(K\omega_0^L)$"), strict=True):
         axes.set_ylabel(name)
     for axes in grid.flat:
         axes.grid(color=GREY, alpha=0.15, lw=0.6)
-    grid[0, 0].legend(frameon=False, fontsize=8)
+    for axes in grid[0]:
+        if axes is grid[0, 0] or axes.get_title() == "vanilla, adversarial":
+            axes.legend(frameon=False, fontsize=7)
+    if any(np.any(row["jacobian"] > 0) for row in rows):
+        grid[2, 0].set_yscale("log")
     figure.supxlabel(
-        f"dots: networks; lines: means $\\pm$ 2 s.e.; dotted: depth to which theory takes vanilla networks to train; "
-        f"dashed: $\\omega^L = {lower:g}$",
+        f"dots: networks; lines: means $\\pm$ 2 s.e.; dotted: depth to which theory takes vanilla networks to train, "
+        f"if within the frame; dashed: $\\omega^L = {lower:g}$",
         fontsize=9,
     )
     return figure
@@ -187,7 +199,8 @@ def capacity(title: str, times: np.ndarray, curves: Sequence[tuple[str, int, np.
         title: of the figure.
         times: [S].
         curves: (way of training, width, [n, S] relative to the start) each.
-        fits: (way, widths, falls, errors, exponent, its error) each.
+        fits: (name, widths, `mftadv.experiments.capacity.Fit`) each; sizes are drawn, since what rises has a negative
+            fall.
     """
     from matplotlib.figure import Figure
 
@@ -202,17 +215,19 @@ def capacity(title: str, times: np.ndarray, curves: Sequence[tuple[str, int, np.
             axes.plot(times, mean, color=BLUE, alpha=shade, lw=1.5, label=f"N = {width}")
             axes.fill_between(times, mean - 2 * error, mean + 2 * error, color=BLUE, alpha=0.15, lw=0)
         axes.set_title(way, loc="left", fontsize=10)
-        axes.set(xlabel="training time $t$", ylabel="Fisher-Rao norm over that of the start")
+        axes.set(xlabel="training time $t$", ylabel=r"Fisher-Rao norm over $|dL/df|^2$, start: 1")
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, fontsize=8)
     axes = panels[-1]
-    for (way, widths, falls, errors, exponent, doubt), colour in zip(fits, _COLOURS, strict=False):
-        axes.errorbar(widths, falls, 2 * np.asarray(errors), fmt="o", color=colour, ms=4, capsize=2)
-        centre = np.exp(np.mean(np.log(widths)))
-        line = np.exp(np.mean(np.log(np.maximum(falls, 1e-300)))) * (np.asarray(widths) / centre) ** exponent
-        axes.plot(widths, line, color=colour, lw=1.2, label=f"{way}: $N^{{{exponent:.2f} \\pm {doubt:.2f}}}$")
-    axes.set(xscale="log", yscale="log", xlabel="width $N$", ylabel="relative fall at the first evaluation")
-    axes.set_title("the fall against width", loc="left", fontsize=10)
+    for (name, widths, fit), colour in zip(fits, _COLOURS, strict=False):
+        axes.errorbar(widths, np.abs(fit.falls), 2 * fit.errors, fmt="o", color=colour, ms=4, capsize=2)
+        label = f"{name}: $N^{{{fit.exponent:.2f} \\pm {fit.error:.2f}}}$"
+        axes.plot(widths, fit.curve, color=colour, lw=1.2, label=label)
+    scale = "log" if any(np.any(np.abs(fit.falls) > 0) for _, _, fit in fits) else "linear"
+    axes.set(xscale="log", yscale=scale, xlabel="width $N$", ylabel="relative change at the first evaluation")
+    axes.set_xticks(fits[0][1], [f"{width}" for width in fits[0][1]])
+    axes.minorticks_off()
+    axes.set_title("size of the change against width", loc="left", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
     for axes in panels:
         axes.grid(color=GREY, alpha=0.15, lw=0.6)

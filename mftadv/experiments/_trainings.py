@@ -90,7 +90,7 @@ class OfTrainings(Experiment):
     adversarial_weight: float = 1.0
     """lambda, the weight of the adversarial loss."""
     learning_rate: float = 0.01
-    """Of each step of gradient descent."""
+    """Learning rate r of gradient descent; the training time t is r times the steps."""
     steps: int = 200
     """Number of steps."""
     batch: int | None = 128
@@ -98,7 +98,7 @@ class OfTrainings(Experiment):
     evaluations: int = 20
     """How often networks are evaluated after the start."""
     attack: Literal["fast", "default", "thorough"] = "fast"
-    """Of every step and evaluation: 6, 400 or 5,000 evaluations of the network at each input."""
+    """Attack of every step and evaluation: 6, 400 or 5,000 evaluations of the network at each input."""
 
     @functools.cached_property
     def points(self) -> Inputs:
@@ -107,10 +107,13 @@ class OfTrainings(Experiment):
         Raises:
             ValueError: an option is outside its range, see `mftadv.load_inputs`, or labels are missing.
         """
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed: expected an integer from 0 to 2^32 - 1, got {self.seed}")
         points = load_inputs(self.data, self.inputs, self.seed, input_dim=self.input_dim, scale=self.scale)
         if self.standard_loss != "none" and points.labels is None:
             raise ValueError(
-                f"data: expected labels, which --standard-loss {self.standard_loss} needs, got none in {self.data}"
+                f"data: expected whole numbers as labels, one an input, which --standard-loss {self.standard_loss} "
+                f"needs, got none in {self.data}"
             )
         return points
 
@@ -131,6 +134,8 @@ class OfTrainings(Experiment):
         """
         if weight_variance is None:
             weight_variance = 2.0 if block == "vanilla" else 1 / check_positive("depth", depth)
+        if weight_variance == 0:
+            raise ValueError("weight_variance: expected a number > 0, since dead networks do not train, got 0")
         d = self.points.values.shape[1]
         return NetworkSpec(
             d, self.outputs, width, depth, weight_variance, self.bias_variance, *self.slopes, block=block
@@ -143,6 +148,10 @@ class OfTrainings(Experiment):
             ValueError: an option is outside its range.
         """
         interval = -(-check_positive("steps", self.steps) // check_positive("evaluations", self.evaluations))
+        if self.batch is not None:
+            check_positive("batch", self.batch)
+        if self.standard_loss == "none" and adversarial != "paper":
+            raise ValueError("standard_loss: expected one where networks train without the paper's L_adv, got none")
         options = {
             "steps": self.steps, "learning_rate": self.learning_rate, "eps": self.eps, "p": self.p, "q": self.q,
             "standard_loss": None if self.standard_loss == "none" else self.standard_loss, "adversarial": adversarial,
@@ -168,9 +177,10 @@ class OfTrainings(Experiment):
     def describe(self, cells: Sequence[Cell]) -> Sequence[str]:
         config = cells[0].operands[2]
         losses = ([] if config.standard_loss is None else [config.standard_loss]) + ["L_adv"]
+        radii = " ".join(f"{eps:g}" for eps in sorted({cell.operands[2].eps for cell in cells}))
         return (
             f"inputs    {self.points.preprocessing}",
-            f"training  {' + '.join(losses)}, eps={self.eps:g} p={self.p:g} q={self.q:g} "
+            f"training  {' + '.join(losses)}, eps={radii} p={self.p:g} q={self.q:g} "
             f"lambda={self.adversarial_weight:g}, {self.steps} steps of {self.learning_rate:g} on "
             f"{min(self.batch or self.inputs, self.inputs)} of {self.inputs} inputs, attack {self.attack}",
         )
@@ -193,11 +203,17 @@ def running(data: Any, cell: int) -> tuple[dict[str, np.ndarray], list[str]]:
     """The records of the networks of a cell that ran to the end, in float64, and what is to be said of the others."""
     sample = {name: np.asarray(values, np.float64) for name, values in sample_of(data, cell).items()}
     stopped = sample["stopped"][:, -1]
-    told = [f"network {i} stopped at step {step:.0f}" for i, step in enumerate(stopped) if step >= 0]
+    told = [f"network {i} diverged at step {step:.0f}" for i, step in enumerate(stopped) if step >= 0]
     return {name: values[stopped < 0] for name, values in sample.items()}, told
 
 
-def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def relative_fisher_rao(record: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The Fisher-Rao norm over |dL/df|^2, [n, S]; nan where the loss is fitted to the last digit."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return record["fisher_rao"] / record["cotangent"]
+
+
+def mean_and_error(values: np.ndarray) -> tuple[Any, Any]:
     """The mean over networks, the first axis, and its standard error; nan where there are too few."""
     if len(values) == 0:
         return np.full(values.shape[1:], math.nan), np.full(values.shape[1:], math.nan)

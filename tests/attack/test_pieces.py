@@ -14,6 +14,7 @@ from mftadv import oracle
 from mftadv.attack import (
     Ascent,
     LinearStarts,
+    Objective,
     OutputStarts,
     PowerMethod,
     Problem,
@@ -109,7 +110,7 @@ def candidates_of(net, xs, eps, key, p, q, boxed):
     base = oracle.value(net, xs)
     jacobian = mf.linear_representation(net, xs).jacobian
     box = (-0.3 * jnp.ones_like(xs)[:, None], 0.1 * jnp.ones_like(xs)[:, None]) if boxed else (None, None)
-    problem = Problem(net, base, jacobian, 5, eps[:, None], p, q, box)
+    problem = Problem(net, base, jacobian, 5, eps[:, None], p, Objective(q), box)
     starts = {}
     for name, piece in (STARTS | WRONG[0]).items():
         _, starts[name] = piece(problem, None, jax.random.normal(key, (piece.normals((2,), 5),)))
@@ -194,7 +195,7 @@ def test_queries_are_as_many_as_promised():
 
     def trace(piece):
         base = oracle.value(mf.init(jax.random.key(0), SPEC, "matrix_free", (100, 100)), XS[0])
-        problem = Problem(base.network, base, jnp.ones((3, 5)), 5, jnp.ones(1), 2.0, 2.0, (None, None))
+        problem = Problem(base.network, base, jnp.ones((3, 5)), 5, jnp.ones(1), 2.0, Objective(2.0), (None, None))
         net, eta = piece(problem, base.network, jnp.ones(piece.normals((), 5)))
         candidates, *_ = _pieces.evaluate(problem, _pieces.start(net, eta))
         np.testing.assert_array_equal(counts(net) - counts(base.network), piece.queries(5))

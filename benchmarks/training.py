@@ -1,0 +1,88 @@
+"""Adversarial training of many networks, timed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import mftadv as mf
+from benchmarks.harness import (
+    FAST_KEY,
+    HAS_TORCH,
+    Benchmark,
+    Contender,
+    Goal,
+    batched_flop_probe,
+    entries_of,
+    shapes_of,
+    to_numpy,
+)
+from mftadv import training
+from mftadv.training import State, TrainingConfig
+
+_STEPS = 20  # of the training whose accuracy is compared
+
+
+def training_steps(quick: bool) -> Benchmark:
+    """Steps of adversarial training, each with a batch, an attack of five steps, and a step of gradient descent."""
+    spec = mf.NetworkSpec(64, 10, 16, 2) if quick else mf.NetworkSpec(64, 10, 256, 10)
+    num_networks, steps = (3, 2) if quick else (16, 2)
+    inputs = mf.load_inputs("digits", 60 if quick else 512, seed=0)
+    batch, x, y = 20 if quick else 128, jnp.asarray(inputs.values, jnp.float32), jnp.asarray(inputs.labels, jnp.int32)
+    config = TrainingConfig(_STEPS, 0.02, 0.8, batch_size=batch, attack="fast")
+    keys = jax.random.split(jax.random.key(0, impl=FAST_KEY), num_networks)
+    networks = jax.jit(jax.vmap(mf.init, (0, None)))(keys, spec)
+    states = jax.block_until_ready(jax.jit(jax.vmap(lambda network: training.init(network, config)))(networks))
+
+    def trained(key, state, count):
+        return jax.lax.fori_loop(0, count, lambda _, state: training.step(key, state, (x, y), config), state)
+
+    def first_and_last(states: State):
+        weights = jax.tree.leaves(states.network.params.weights)
+        return weights[0], weights[-1], states
+
+    @jax.jit
+    def accuracy(networks):
+        return jax.vmap(lambda network: jnp.mean(jnp.argmax(mf.apply(network, x), -1) == y))(networks)
+
+    def of_all(states, count):
+        return first_and_last(jax.vmap(trained, (0, 0, None))(keys, states, count))
+
+    together = jax.jit(of_all).lower(states, steps).compile()
+    # a network that stays in a processor's caches is read from memory once
+    mapped = jax.jit(
+        lambda states, count: first_and_last(jax.lax.map(lambda one: trained(one[0], one[1], count), (keys, states)))
+    )
+    # f(x), 6 differences, 5 gradients in eta, and the loss at the best; then two gradients in the weights and in h
+    inside = 2 * (2 * spec.depth - 1) * spec.width**2 + 2 * spec.width * spec.output_dim
+    work = {"flops": 2 * num_networks * steps * batch * (13 * entries_of(spec) + inside)}
+    contenders = [
+        Contender("ours, vmap", lambda: together(states, steps), work),
+        Contender("ours, map", lambda: mapped(states, steps), work, "ours, vmap"),
+    ]
+    outcomes = {f"accuracy after {_STEPS} steps, ours": lambda: accuracy(together(states, _STEPS)[-1].network)}
+    memory = together.memory_analysis()
+    shapes = {**shapes_of(spec), "networks": num_networks, "B": batch, "attack steps": 5, "steps": steps}
+    if memory:
+        shapes["MiB of ours"] = (memory.temp_size_in_bytes + memory.output_size_in_bytes) // 2**20
+    if HAS_TORCH:
+        from benchmarks import peers
+
+        theirs, tx, ty = peers.share(networks), peers.tensor(x), peers.tensor(y).long()
+        options = {"eps": config.eps, "rate": config.learning_rate, "batch": batch}
+        each = peers.one_by_one(theirs)
+        by_loop = lambda count: [peers.train(one, tx, ty, steps=count, **options) for one in each]  # noqa: E731
+        together_there = lambda: peers.train(theirs, tx, ty, steps=steps, **options)  # noqa: E731
+        contenders += [
+            Contender("torch, loop over networks", lambda: by_loop(steps), work),
+            Contender("torch, bmm", together_there, work),
+        ]
+
+        def their_accuracy():
+            right = [peers.apply_block(one, tx).argmax(-1) == ty for one in by_loop(_STEPS)]
+            return np.stack([to_numpy(each).mean() for each in right])
+
+        outcomes[f"accuracy after {_STEPS} steps, torch"] = their_accuracy
+    goals = [Goal("ours, vmap", ("torch, loop over networks",), 0.8), Goal("ours, vmap", ("torch, bmm",))]
+    goals.append(Goal("ours, map", ("torch, loop over networks",)))
+    probes = {"flops": batched_flop_probe(num_networks, batch, spec.width)}
+    return Benchmark(shapes, contenders, goals, probes, rounds=5, outcomes=outcomes)
