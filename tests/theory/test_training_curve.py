@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
+from scipy.special import ndtri
 
 from mftadv.spec import NetworkSpec
 from mftadv.theory import _training_curve as module
@@ -206,3 +207,35 @@ def test_rejects_times_beyond_the_solution():
     for tau in (-0.1, np.array([1.0, 8.5]), math.nan):
         with pytest.raises(ValueError, match="tau: expected times in"):
             curve(tau)
+
+
+@pytest.mark.law
+def test_simulated_flow_on_the_cube():
+    """In 60 dimensions, signs flipped one by one from the last best and from draws; |J_i| at the nodes of its law."""
+    rng, d, step = np.random.default_rng(0), 60, 0.02
+    size = ndtri(0.5 + (np.arange(d) + 0.5) / (2 * d))
+    size /= size.sum()
+    pushes, best, found = np.empty((0, d)), np.ones(d), []
+
+    def value(eta):  # [..., d]
+        return eta @ size - step * cusp(1, 1, eta @ pushes.T / d).sum(-1)
+
+    def ascend_by_flips(eta):
+        while True:
+            flips = np.where(np.eye(d, dtype=bool), -eta, eta)
+            gains = value(flips)
+            if gains.max() <= value(eta) + 1e-12:
+                return eta
+            eta = flips[np.argmax(gains)]
+
+    for _ in range(101):
+        draws = [np.where(rng.random(d) < rate * (1 - size / size.max()), -1.0, 1.0) for rate in (0.2, 0.4, 0.6)]
+        ends = [ascend_by_flips(eta) for eta in (best, *draws)]
+        best = max(ends, key=value)
+        found.append(value(best))
+        pushes = np.append(pushes, [best], axis=0)
+    tau = np.array([0.5, 1, 1.5, 2])
+    measured = np.array(found)[np.round(tau / step).astype(int)]
+    np.testing.assert_allclose(measured, training_curve(1, 0, p=math.inf)(tau), atol=3e-3)
+    # the ball's curve falls faster
+    assert np.all(measured[1:] - training_curve(1, 0)(tau[1:]) > 0.08)
