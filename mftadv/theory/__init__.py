@@ -24,8 +24,17 @@ from mftadv.theory._bound import (
     width_quantile,
 )
 from mftadv.theory._correlation import gate_correlation, jacobian_correlation, kappa, one_step_loss
-from mftadv.theory._evolution import weight_variance, weight_variance_rate
-from mftadv.theory._kernel import adversarial_loss_decay_rate, validity_horizon
+from mftadv.theory._evolution import variance_from_losses, weight_variance, weight_variance_rate
+from mftadv.theory._kernel import (
+    AdversarialRate,
+    KernelRegime,
+    adversarial_loss_decay_rate,
+    adversarial_rate,
+    kernel_regime,
+    validity_horizon,
+)
+from mftadv.theory._training_curve import training_curve
+from mftadv.theory._training import TrainingPrediction, predict_training
 from mftadv.theory._spectral import spectral_norm_mean
 from mftadv.theory._trainability import max_trainable_depth
 from mftadv.theory._capacity import fisher_rao_norm
@@ -33,9 +42,13 @@ from mftadv.theory._spread import QUANTITIES, entry_law_error, log_scale_skewnes
 
 __all__ = [
     "QUANTITIES",
+    "AdversarialRate",
+    "KernelRegime",
     "ResidualLaw",
+    "TrainingPrediction",
     "adversarial_loss_bound",
     "adversarial_loss_decay_rate",
+    "adversarial_rate",
     "alpha",
     "chevet_excess",
     "entry_law_error",
@@ -50,12 +63,14 @@ __all__ = [
     "jacobian_shift_square_correlation",
     "jacobian_variance",
     "kappa",
+    "kernel_regime",
     "log_scale_skewness",
     "max_trainable_depth",
     "norm_correction",
     "one_step_loss",
     "operator_norm_coefficient",
     "operator_norm_deviation",
+    "predict_training",
     "propagation_factor",
     "relative_spread",
     "residual_law",
@@ -63,7 +78,9 @@ __all__ = [
     "shift_kurtosis",
     "shift_variance",
     "spectral_norm_mean",
+    "training_curve",
     "validity_horizon",
+    "variance_from_losses",
     "weight_variance",
     "weight_variance_rate",
     "width_mean",

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike
 
-from mftadv.spec import NetworkSpec
+from mftadv.spec import NetworkSpec, check_positive
 from mftadv.theory._coefficients import operator_norm_coefficient
 from mftadv.theory._laws import (
     Scalar,
@@ -229,3 +229,41 @@ def weight_variance_rate(spec: NetworkSpec, eps: ArrayLike, p: float, q: float, 
     if not spec.has_shortcut:
         return -scaled_power(share, omega, spec.depth / 2)
     return -scaled_power(share * branch_gain(spec), omega, spec.depth / 2 - 1)
+
+
+def variance_from_losses(
+    s0: ArrayLike, width: int, t: ArrayLike, adversarial_loss: ArrayLike, f_dloss: ArrayLike
+) -> np.ndarray:
+    """The weight variance of a layer that trains under gradient flow, from the losses measured on the way.
+
+        ds/dt = -(2 / N) (L_adv + <f, dL_std/df>),
+
+    integrated by the trapezoidal rule: f is homogeneous of degree one in each W_l, and s = |W_l|_F^2 / N.
+
+    Args:
+        s0: the variance at t[0], times N as everywhere; its shape broadcasts with [...].
+        width: N >= 1.
+        t: [S], increasing training times, the learning rate times numbers of steps.
+        adversarial_loss: L_adv in the loss that is trained, the mean over inputs and times its weight, [..., S].
+        f_dloss: the mean over inputs of f dL_std/df, summed over outputs, [..., S]; 0 without a standard loss.
+
+    Returns:
+        s(t) [..., S], in float64 on the host.
+
+    Raises:
+        ValueError: shapes disagree, or `t` does not increase.
+
+    Source: ours, exact in the flow for "vanilla" without bias, at every width, depth, eps, K and q and whatever
+    perturbations the attack finds. A shortcut's layer has the share A / (1 + A) of it, in the mean. Steps of size lr
+    add lr |dL/dW_l|^2 to N ds/dt.
+    """
+    width, times = check_positive("width", width), np.asarray(t, np.float64)
+    if times.ndim != 1 or not len(times) or not np.all(np.diff(times) > 0):
+        raise ValueError(f"t: expected increasing times [S], got {t!r}")
+    start, losses, products = (np.asarray(x, np.float64) for x in (s0, adversarial_loss, f_dloss))
+    for name, values in (("adversarial_loss", losses), ("f_dloss", products)):
+        if values.ndim and values.shape[-1] != len(times):
+            raise ValueError(f"{name}: expected [..., {len(times)}] for the times t, got {list(values.shape)}")
+    force = np.broadcast_to(losses + products, np.broadcast_shapes(losses.shape, products.shape, times.shape))
+    elapsed = np.cumsum(np.diff(times) * (force[..., 1:] + force[..., :-1]) / 2, axis=-1)
+    return start[..., None] - 2 / width * np.concatenate([np.zeros_like(force[..., :1]), elapsed], axis=-1)

@@ -1,17 +1,47 @@
 """How fast adversarial training lowers the loss at its start, and for how long the variance's closed form holds."""
 
+import math
+import warnings
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike
+from jaxtyping import Array, ArrayLike
 
 from mftadv.spec import NetworkSpec, concrete
 from mftadv.theory._coefficients import operator_norm_coefficient
 from mftadv.theory._correlation import correlation_path
-from mftadv.theory._laws import Scalar, alpha, check_size, compiled, leaves, propagation_factor, scaled_power
+from mftadv.theory._laws import (
+    Scalar,
+    alpha,
+    check_size,
+    compiled,
+    leaves,
+    propagation_factor,
+    scaled_power,
+    slope_moment,
+)
 
 
-def _check(spec: NetworkSpec, eps: ArrayLike, input_norm: ArrayLike) -> tuple[Scalar, Scalar]:
-    """The two lengths as arrays, for a law that has the closed form."""
+class AdversarialRate(NamedTuple):
+    """How fast adversarial training starts."""
+
+    rate: Scalar  # -dL_adv/dt at t = 0 for one fixed worst perturbation; the attack of both signs falls at half of it
+    time: Scalar  # t* = L_adv(0) / rate
+
+
+class KernelRegime(NamedTuple):
+    """How far training at finite width and angle is from the kernel regime; see `kernel_regime`."""
+
+    gate_shift: float  # lambda
+    gates_per_dimension: float  # n / d
+    delta: float
+    alignment: float
+
+
+def check_kernel_law(spec: NetworkSpec) -> None:
+    """Refuse a law whose tangent kernel has no closed form here."""
     if spec.block != "vanilla":
         raise ValueError(f"block: expected vanilla, got {spec.block!r} (measure it: no closed form is known there)")
     if spec.output_dim != 1:
@@ -21,45 +51,81 @@ def _check(spec: NetworkSpec, eps: ArrayLike, input_norm: ArrayLike) -> tuple[Sc
     bias_variance = concrete(spec.bias_variance)
     if bias_variance is not None and np.any(bias_variance != 0):
         raise ValueError(f"bias_variance: expected 0, got {spec.bias_variance!r}")
+
+
+def _check(spec: NetworkSpec, eps: ArrayLike, input_norm: ArrayLike) -> tuple[Scalar, Scalar]:
+    """The two lengths as arrays, for a law that has the closed form."""
+    check_kernel_law(spec)
     return check_size("eps", eps, positive=True), check_size("input_norm", input_norm, positive=True)
 
 
-def _kernel_difference(spec: NetworkSpec, eps: Scalar, input_norm: Scalar) -> tuple[Scalar, Scalar]:
-    """|x'| and D, where D |x'| eps / d is the sum over layers of q + q' - 2 sqrt(q q') c_{l-1} G_l.
+@compiled()
+def gate_overlap(spec: NetworkSpec, angle: ArrayLike) -> tuple[Array, Array]:
+    """The angles arccos c_{l-1} of the hidden layers at two inputs of this angle, and 1 - G_l.
 
-    With G_l = prod_{k=l}^{L} g(c_{k-1}) / alpha, as a sum of positive terms, none of them a difference of nearly equal
-    numbers:
-
-        (sqrt(q') - sqrt(q))^2 + 2 sqrt(q q') [ (1 - c_{l-1}) + c_{l-1} (1 - G_l) ],
-        1 - g(cos theta) / alpha = (theta / pi) (u - v)^2 / (u^2 + v^2)
-
-    D tends to a constant with eps: it is taken at an eps whose square relative to |x|^2 can be represented.
+    G_l = prod_{k=l}^{L} g(c_{k-1}) / alpha,      1 - g(cos theta) / alpha = (theta / pi) (u - v)^2 / (u^2 + v^2).
     """
     _, _, u, v = leaves(spec)
+    angles = correlation_path(spec, angle).angle
+    flipped = angles / jnp.pi * jnp.broadcast_to((u - v) ** 2 / (u**2 + v**2), angles.shape)
+
+    def step(defect, flipped):  # of 1 - G, without cancellation
+        defect = defect + flipped - defect * flipped
+        return defect, defect
+
+    return angles, jax.lax.scan(step, jnp.zeros_like(flipped[0]), flipped, reverse=True)[1]
+
+
+@compiled()
+def kernel_defect(spec: NetworkSpec, angle: ArrayLike, unit: ArrayLike = 1.0) -> Scalar:
+    """The sum over layers of (1 - c_{l-1} G_l) / unit, no term of it a difference of nearly equal numbers.
+
+    The tangent kernel of two inputs is N alpha omega^{L-1} sqrt(q q') (L - this sum).
+    """
+    angles, lost = gate_overlap(spec, angle)
+    half, unit = jnp.sin(angles / 2), jnp.broadcast_to(unit, angles.shape)
+    return jnp.sum(2 * half * (half / unit) + jnp.cos(angles) * (lost / unit), axis=0)
+
+
+def _kernel_difference(spec: NetworkSpec, eps: Scalar, input_norm: Scalar, two_sided: bool) -> tuple[Scalar, Scalar]:
+    """|x'| and D, where D |x'| eps / d is the sum over layers of q + q' - 2 sqrt(q q') c_{l-1} G_l.
+
+    Two-sided, of q' (1 - c_{l-1} G_l) / 2 at the two inputs x + eta and x - eta: half of what the kernel of eta with
+    itself exceeds that with -eta by, the effect on eta of pushing each of the two half the time. D tends to a constant
+    with eps: it is taken at an eps whose square relative to |x|^2 can be represented.
+    """
     eps = jnp.maximum(eps, jnp.finfo(eps.dtype).tiny ** 0.5 * input_norm)
     perturbed_norm = jnp.hypot(input_norm, eps)
     near, across = input_norm / perturbed_norm, eps / perturbed_norm
-    angle = correlation_path(spec, jnp.arctan2(across, near)).angle
-    flipped = angle / jnp.pi * jnp.broadcast_to((u - v) ** 2 / (u**2 + v**2), angle.shape)
-    above = jnp.cumsum(jnp.log1p(-flipped)[::-1], axis=0)[::-1]
-    half, each = jnp.sin(angle / 2), jnp.broadcast_to(across, angle.shape)
-    turned = jnp.sum(2 * half * (half / each) - jnp.cos(angle) * (jnp.expm1(above) / each), axis=0)
+    angle = jnp.arctan2(across, near)
+    if two_sided:
+        return perturbed_norm, kernel_defect(spec, 2 * angle, 2 * across)
+    turned = kernel_defect(spec, angle, across)
     return perturbed_norm, spec.depth * across * (across / (1 + near)) ** 2 + 2 * near * turned
 
 
 @compiled()
-def _decay_rate(spec: NetworkSpec, eps: Scalar, input_norm: Scalar) -> Scalar:
-    perturbed_norm, difference = _kernel_difference(spec, eps, input_norm)
+def _decay_rate(spec: NetworkSpec, eps: Scalar, input_norm: Scalar, factor: ArrayLike = 1.0) -> Scalar:
+    perturbed_norm, difference = _kernel_difference(spec, eps, input_norm, two_sided=False)
     root = jnp.sqrt(float(spec.input_dim))
-    scale = float(spec.width) * alpha(spec) * difference * (perturbed_norm / root) * (eps / root)
+    scale = float(spec.width) * alpha(spec) * factor * difference * (perturbed_norm / root) * (eps / root)
     return scaled_power(scale, propagation_factor(spec), spec.depth - 1)
 
 
-@compiled()
-def _horizon(spec: NetworkSpec, eps: Scalar, input_norm: Scalar, allowed: Scalar) -> Scalar:
-    perturbed_norm, difference = _kernel_difference(spec, eps, input_norm)
+@compiled("two_sided")
+def _horizon(spec: NetworkSpec, eps: Scalar, input_norm: Scalar, allowed: Scalar, two_sided: bool) -> Scalar:
+    """`allowed` eps omega^{L/2} / rate."""
+    perturbed_norm, difference = _kernel_difference(spec, eps, input_norm, two_sided)
     scale = allowed * float(spec.input_dim) / (float(spec.width) * alpha(spec) * difference) / perturbed_norm
     return scaled_power(scale, propagation_factor(spec), 1 - spec.depth / 2)
+
+
+@compiled()
+def alignment_factor(spec: NetworkSpec) -> Scalar:
+    """How much faster the worst perturbation decays than one that does not know the weights."""
+    k = jnp.arange(1.0, spec.depth + 1).reshape(-1, *[1] * jnp.ndim(slope_moment(spec, 2)))
+    excess = spec.input_dim / float(spec.width) * (2 + slope_moment(spec, 2) * (k - 1))
+    return jnp.sum(k / jnp.sum(k) * jnp.sqrt(1 + excess), axis=0)
 
 
 def adversarial_loss_decay_rate(spec: NetworkSpec, eps: ArrayLike, input_norm: ArrayLike) -> Scalar:
@@ -90,11 +156,101 @@ def adversarial_loss_decay_rate(spec: NetworkSpec, eps: ArrayLike, input_norm: A
         ValueError: an argument is outside its range; `spec` has a shortcut, K > 1, or a bias (where its variance is
             concrete; a traced one must be 0).
 
-    Source: ours, in the limit of infinite width; the worst perturbation of a random network is orthogonal to x in the
-    mean. For the worst perturbation of that very network, which is aligned with its weights, the rate is higher, by an
-    excess that falls with N.
+    Source: ours, in the limit of infinite width, for a perturbation that is fixed and independent of the weights. The
+    worst one of a network is orthogonal to x in the mean but aligned with the weights, for which `adversarial_rate`
+    has a factor; and an attack finds eta and -eta in turn, so that L_adv itself falls at half the rate (for u != v and
+    small eps / |x|).
     """
     return _decay_rate(spec, *_check(spec, eps, input_norm))
+
+
+def adversarial_rate(spec: NetworkSpec, input_norm: ArrayLike, eps: ArrayLike, aligned: bool = True) -> AdversarialRate:
+    """The rate at which the loss of the worst perturbation falls at t = 0, and the time scale t* of L_adv.
+
+        rate_adv / rate = sum_{k=1}^{L} k sqrt(1 + (d / N) (2 + chi (k - 1))) / (L (L + 1) / 2),
+        t* = L_adv / rate_adv,      L_adv = eps beta omega^{L/2},      chi = 2 (u^4 + v^4) / (u^2 + v^2)^2
+
+    with rate = `adversarial_loss_decay_rate`. Both are those of one fixed perturbation. An attack pushes eta and -eta
+    in turn, so that L_adv itself falls at half the rate (`training_curve`): by a half of itself in t*, to first order.
+
+    Args:
+        spec: the law at t = 0: "vanilla", K = 1, no bias.
+        input_norm: |x|_2 > 0, over all d coordinates.
+        eps: the radius of the l2 attack, > 0.
+        aligned: whether the perturbation is aligned with the weights, as a worst one is; else the factor is 1.
+
+    Returns:
+        The rate and t*, the learning rate times a number of steps, shaped like the leaves of `spec`. With B inputs of
+        nearly orthogonal kernels L_adv falls on the scale B t*.
+
+    Raises:
+        ValueError: as for `adversarial_loss_decay_rate`.
+
+    Source: ours, to first order in d / N inside the root. The flips of the gates of layer k count k times, once for
+    each layer from 1 to k whose gradient they change. They are proportional to |W_k D_{k-1} ... W_1 P_in eta|. For eta
+    along J^T the square of that norm is the second spectral moment of a product of random matrices, relative to the
+    first: P_in gives it the 1, and P_in's partners each raise it, W_j by d / N and D_j by (chi - 1) d / N. beta is
+    "sharp".
+    """
+    lengths = _check(spec, eps, input_norm)
+    factor = alignment_factor(spec) if aligned else jnp.ones_like(alpha(spec))
+    beta = operator_norm_coefficient(2, 2, spec.input_dim, 1, kind="sharp")
+    return AdversarialRate(
+        _decay_rate(spec, *lengths, factor), _horizon(spec, *lengths, beta / factor, two_sided=False)
+    )
+
+
+def kernel_regime(spec: NetworkSpec, theta: float) -> KernelRegime:
+    """Whether width and angle are such that adversarial training follows `training_curve`.
+
+        lambda = 2 pi sqrt(alpha d) (2 L + 1) / (3 L (L + 1) theta sqrt(N) |u - v|) < 1    gates hardly move
+        n / d > 10,    n = N theta / pi                                                    enough gates flip
+        1.12 sqrt(delta) < .3,    delta = L theta (u - v)^2 / (pi (u^2 + v^2))              the start is nearly linear
+
+    lambda is the shift of a flipping gate's preactivation over t*, k |u - v| sqrt(omega^{L+k-2} N) q t* at layer k,
+    divided by what a perturbation moves it, theta sqrt(q s omega^{k-1}), with (2 L + 1) / 3 for the mean of k over the
+    flips that lower L_adv. It does not depend on s. Where lambda or n / d fails, L_adv falls more slowly than the
+    curve; where delta fails, the two starts of `training_curve` differ much.
+
+    Args:
+        spec: the law at t = 0: "vanilla", K = 1, no bias, u != v, with concrete scalar leaves.
+        theta: eps / |x|_2 > 0.
+
+    Returns:
+        (lambda, n / d, delta, alignment factor of `adversarial_rate`), in float64 on the host.
+
+    Raises:
+        ValueError: as for `adversarial_loss_decay_rate`; u = v, where no gate flips.
+
+    Warns:
+        UserWarning: one of the three conditions fails.
+
+    Source: ours, orders of magnitude in the limit of large N and d, not bounds; for ReLU and s = 2 lambda is
+    pi sqrt(s d) (2 L + 1) / (3 L (L + 1) theta sqrt(N)).
+    """
+    check_kernel_law(spec)
+    check_size("theta", theta, positive=True)
+    d, N, L = spec.input_dim, spec.width, spec.depth
+    u, v, theta = float(spec.positive_slope), float(spec.negative_slope), float(theta)
+    if u == v:
+        raise ValueError(f"positive_slope, negative_slope: expected two values (no gate flips else), got {u!r} twice")
+    square = u**2 + v**2
+    with jax.enable_x64(True):
+        alignment = float(alignment_factor(spec))
+    shift = 2 * math.pi * math.sqrt(square / 2 * d / N) * (2 * L + 1) / (3 * L * (L + 1) * theta * abs(u - v))
+    found = KernelRegime(shift, N * theta / math.pi / d, L * theta * (u - v) ** 2 / (math.pi * square), alignment)
+    failing = [
+        text
+        for text, holds in (
+            (f"lambda = {found.gate_shift:.3g}, expected < 1", found.gate_shift < 1),
+            (f"n / d = {found.gates_per_dimension:.3g}, expected > 10", found.gates_per_dimension > 10),
+            (f"1.12 sqrt(delta) = {1.12 * found.delta**0.5:.3g}, expected < .3", 1.12 * found.delta**0.5 < 0.3),
+        )
+        if not holds
+    ]
+    if failing:
+        warnings.warn(f"theta, spec: outside the kernel regime: {'; '.join(failing)}", stacklevel=2)
+    return found
 
 
 def validity_horizon(
@@ -106,11 +262,15 @@ def validity_horizon(
 ) -> Scalar:
     """The training time up to which `weight_variance` overstates the change of the variance by at most a fraction.
 
-        t = 2 fraction B L_adv / rate,      L_adv = eps beta omega^{L/2},      rate = adversarial_loss_decay_rate
+        t = 2 fraction B L_adv / rate_2,     L_adv = eps beta omega^{L/2},
+        rate_2 = (rate_adv / rate) (Theta(x + eta, x + eta) - Theta(x + eta, x - eta)) / 2
 
-    The variance falls at the rate of the present loss, and the loss at `rate` / B, the kernels of the B inputs being
-    nearly orthogonal: the variance's change then falls short of the closed form's by t rate / (2 B L_adv), relative.
-    beta is the exact mean of |J|_2 for one output, the "sharp" coefficient of p = q = 2.
+    The variance falls at the rate of the present loss, and the loss at rate_2 / B, the kernels of the B inputs being
+    nearly orthogonal: the variance's change then falls short of the closed form's by t rate_2 / (2 B L_adv), relative.
+    rate_2 is that of an attack that finds eta and -eta in turn, each half the time, with the factor rate_adv / rate of
+    `adversarial_rate` for their alignment with the weights. For u != v and small eps / |x| it is half of the rate of
+    `adversarial_rate`, the time then 4 fraction B t*. beta is the exact mean of |J|_2 for one output, the "sharp"
+    coefficient of p = q = 2.
 
     Args:
         spec: the law at t = 0: "vanilla", K = 1, no bias.
@@ -127,10 +287,9 @@ def validity_horizon(
     Raises:
         ValueError: as for `adversarial_loss_decay_rate`.
 
-    Source: ours, to first order in t, in the limit of infinite width. Finite width shortens it, see
-    `adversarial_loss_decay_rate`.
+    Source: ours, to first order in t, and in d / N inside the roots of the factor of alignment.
     """
     lengths = _check(spec, eps, input_norm)
     beta = operator_norm_coefficient(2, 2, spec.input_dim, 1, kind="sharp")
     allowed = 2 * check_size("fraction", fraction) * check_size("num_inputs", num_inputs) * beta
-    return _horizon(spec, *lengths, allowed)
+    return _horizon(spec, *lengths, allowed / alignment_factor(spec), two_sided=True)

@@ -16,15 +16,22 @@ VARIANCES = (0.0, 1e-12, 1.0, 50.0, 1e12)
 SLOPES = ((1.0, 0.0), (1.0, 1.0), (1.0, -1.0), (1e-6, 0.0), (30.0, -1.0))
 SIZES = (0.0, 1e-30, 1e-3, 1.0, 1e12, 1e30)
 HOST = {  # of static arguments, in float64 on the host
+    "AdversarialRate",
+    "KernelRegime",
     "QUANTITIES",
     "ResidualLaw",
+    "TrainingPrediction",
     "has_sharp_coefficient",
+    "kernel_regime",
     "log_scale_skewness",
     "max_trainable_depth",
     "operator_norm_coefficient",
     "operator_norm_deviation",
+    "predict_training",
     "relative_spread",
     "spectral_norm_mean",
+    "training_curve",
+    "variance_from_losses",
 }
 
 
@@ -69,6 +76,7 @@ def formulas(spec, a, b):
     }
     if spec.block == "vanilla":
         values["adversarial_loss_decay_rate"] = theory.adversarial_loss_decay_rate(single, *length)
+        values["adversarial_rate"] = jnp.stack(theory.adversarial_rate(single, *length[::-1]))
         values["validity_horizon"] = theory.validity_horizon(single, *length)
     return values
 
