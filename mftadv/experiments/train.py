@@ -81,7 +81,7 @@ class Train(OfTrainings):
         with jax.enable_x64(True), contextlib.suppress(ValueError):
             omega = float(theory.propagation_factor(cell.spec))
             found["adversarial_loss"] *= omega ** (cell.spec.depth / 2)
-            rate = float(theory.adversarial_loss_decay_rate(law, radius, norm))
+            rate = float(theory.adversarial_rate(law, norm, radius).rate)
             found["decay_rate"] = rate * self.adversarial_weight / (2 * self.inputs)
             horizon = float(theory.validity_horizon(law, radius, norm, self.inputs))
             found["validity_horizon"] = horizon / self.adversarial_weight if self.adversarial_weight else math.inf
