@@ -22,7 +22,7 @@ optimiser = optax.adam(2e-3)
 
 def losses(params, x, labels, key):
     trained = dataclasses.replace(net, params=params)
-    found = mf.adversarial_loss(trained, x, eps=1.0, p=2, q=2, key=key, attack="frugal")
+    found = mf.adversarial_loss(trained, x, eps=1.0, p=2, q=2, key=key, attack="fast")
     outputs, moved = mf.apply(trained, x), mf.apply(trained, x + found.perturbation)
     standard = optax.softmax_cross_entropy_with_integer_labels(outputs, labels).mean()
     accuracies = [jnp.mean(jnp.argmax(f, axis=-1) == labels) for f in (outputs, moved)]

@@ -46,3 +46,10 @@ def unchecked():
 def traces_counted_anew():
     """chex.assert_max_traces counts the traces of one test."""
     chex.clear_trace_counter()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_of_one_file():
+    """Compiled programs are freed after each file: a process may have only so many pieces of memory mapped."""
+    yield
+    jax.clear_caches()

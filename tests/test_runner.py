@@ -503,8 +503,7 @@ def test_killed_at_any_moment_the_same_command_gives_the_same(tmp_path, name):
     }  # fmt: skip
     command = [name, *COMMANDS[name], "--data", "gaussian", "--input-dim", "4", "--width", "8"]
     subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "run"), "10", *command], check=True, env=environment, timeout=300
+        [sys.executable, "-c", KILLED, str(tmp_path / "run"), "5", *command], check=True, env=environment, timeout=300
     )
-    for number in range(2):
-        check_same(tmp_path / f"run-{number}", tmp_path / "run")
-        assert not [path for path in files(tmp_path / f"run-{number}") if path.endswith(("tmp", "damaged", "yours"))]
+    check_same(tmp_path / "run-0", tmp_path / "run")
+    assert not [path for path in files(tmp_path / "run-0") if path.endswith(("tmp", "damaged", "yours"))]

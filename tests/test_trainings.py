@@ -97,7 +97,7 @@ def test_changes_lost_in_rounding_are_no_error_of_the_identity():
 
 
 @pytest.mark.parametrize(
-    ("ratio", "verdict"), [(1.0, "holds"), (1.09, "holds"), (1.2, "fails"), (0.8, "fails"), (-1.0, "fails")]
+    ("ratio", "verdict"), [(1.0, "holds"), (1.03, "holds"), (1.2, "fails"), (0.8, "fails"), (-1.0, "fails")]
 )
 def test_the_identity_of_shortcuts_is_one_of_means(ratio, verdict):
     experiment = dataclasses.replace(TRAIN, block="residual")
@@ -105,7 +105,7 @@ def test_the_identity_of_shortcuts_is_one_of_means(ratio, verdict):
     record = {"norm_change_predicted": predicted, "norm_change": ratio * predicted * np.ones((40, 3, 2))}
     record["norm_change"] *= (1 + 0.001 * np.resize([-1.0, 1.0, 1.0, -1.0], 40))[:, None, None]
     found = verdicts(experiment, made(experiment, [record]), "identity")
-    assert found == ["underpowered" if verdict == "holds" else verdict]  # its allowance is more than 5%
+    assert found == [verdict]
 
 
 def published(experiment):
@@ -127,7 +127,7 @@ def changes(experiment, factor, error, count=8):
 @pytest.mark.parametrize(
     ("factor", "error", "verdict"),
     [
-        (1.0, 0.0, "underpowered"),  # of its allowance
+        (1.0, 0.0, "holds"),
         (2.0, 0.01, "fails, as predicted"),
         (0.5, 0.01, "fails, as predicted"),
         (2.0, 1.0, "underpowered"),
@@ -560,16 +560,9 @@ class Interrupt(Observer):
         monkeypatch.setattr(_compute, "_WRITING", -1.0)
 
 
-RUNS = [
-    (dataclasses.replace(TRAIN, adversarial_weight=1.0), 4),
-    (dataclasses.replace(POWERS, widths=(4, 6), evaluations=1, steps=2, depth=1), 3),
-    (dataclasses.replace(GRID, values=(4.0,), depths=(1, 2), blocks=("vanilla",), steps=2, seeds=2), 2),
-]
-
-
-@pytest.mark.parametrize(("experiment", "networks"), RUNS, ids=lambda each: getattr(each, "name", ""))
 @pytest.mark.slow
-def test_interrupted_it_goes_on_to_the_same_results(tmp_path, monkeypatch, experiment, networks):
+def test_interrupted_it_goes_on_to_the_same_results(tmp_path, monkeypatch):
+    experiment, networks = dataclasses.replace(TRAIN, adversarial_weight=1.0), 4
     whole = run(experiment, tmp_path / "whole", Budget(networks))
     assert "fails" not in {each.verdict for each in find(whole.judged, "identity")}
     for after in (1, 2):
