@@ -5,8 +5,21 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+
 from mftadv.compare import Claim, Judgement
 from mftadv.sweep import Cell, Dataset
+
+
+def check_seed(seed: int) -> int:
+    """The seed.
+
+    Raises:
+        ValueError: it is not between 0 and 2^32 - 1.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed: expected an integer from 0 to 2^32 - 1, got {seed}")
+    return seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +49,11 @@ class Experiment(abc.ABC):
     """Of the networks and of the choice of inputs."""
     x64: bool = False
     """Draw and compute in float64."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """In which networks are drawn and computed."""
+        return np.dtype(np.float64 if self.x64 else np.float32)
 
     @abc.abstractmethod
     def cells(self) -> Sequence[Cell]:

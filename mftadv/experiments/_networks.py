@@ -6,7 +6,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from mftadv import theory
 from mftadv.data import Inputs, load_inputs
-from mftadv.experiments._experiment import Experiment
+from mftadv.experiments._experiment import Experiment, check_seed
 from mftadv.network import Network, engine_costs, engine_for, init
 from mftadv.spec import NetworkSpec, check_positive, dual_exponent, representable
 from mftadv.sweep import DEEPEST, Cell
@@ -50,11 +50,21 @@ def least_cost(cell: Cell) -> float:
     return min(engine_costs(cell.spec, capacity_of(cell)).values())
 
 
+def chosen_inputs(of: Any) -> Inputs:
+    """The inputs that an experiment's options `data`, `inputs`, `seed`, `input_dim` and `scale` choose.
+
+    Raises:
+        ValueError: an option is outside its range, see `mftadv.load_inputs`, or the inputs exceed the float type.
+    """
+    points = load_inputs(of.data, of.inputs, check_seed(of.seed), input_dim=of.input_dim, scale=of.scale)
+    if not representable(largest := float(np.max(np.abs(points.values))), of.dtype):
+        raise ValueError(f"data: expected numbers that {of.dtype} can hold, got {largest:g}")
+    return points
+
+
 @dataclasses.dataclass(frozen=True)
 class OfNetworks(Experiment):
     """An experiment on random networks of one law, at inputs chosen from data."""
-
-    _dtypes: ClassVar = {False: np.dtype(np.float32), True: np.dtype(np.float64)}
 
     data: str = "digits"
     """Inputs: digits, gaussian, or a .npy, .npz, .csv, .tsv, .txt or idx file (gzipped or not)."""
@@ -81,11 +91,6 @@ class OfNetworks(Experiment):
     engine: Engine = "auto"
     """How matrices are held: entry by entry, drawn as they are touched (the same law), or as costs less."""
 
-    @property
-    def dtype(self) -> np.dtype:
-        """In which networks are drawn and computed."""
-        return self._dtypes[self.x64]
-
     @functools.cached_property
     def points(self) -> Inputs:
         """The inputs, read once.
@@ -93,12 +98,7 @@ class OfNetworks(Experiment):
         Raises:
             ValueError: an option is outside its range, see `mftadv.load_inputs`, or the inputs exceed the float type.
         """
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed: expected an integer from 0 to 2^32 - 1, got {self.seed}")
-        points = load_inputs(self.data, self.inputs, self.seed, input_dim=self.input_dim, scale=self.scale)
-        if not representable(largest := float(np.max(np.abs(points.values))), self.dtype):
-            raise ValueError(f"data: expected numbers that {self.dtype} can hold, got {largest:g}")
-        return points
+        return chosen_inputs(self)
 
     @functools.cached_property
     def law(self) -> NetworkSpec:

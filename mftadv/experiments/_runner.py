@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from mftadv import compare, store
 from mftadv.compare import FAMILY_ERROR, Judgement
-from mftadv.experiments._experiment import Experiment
+from mftadv.experiments._experiment import Experiment, check_seed
 from mftadv.spec import NetworkSpec, check_positive
 from mftadv.sweep import (
     Cell,
@@ -247,8 +247,7 @@ def fastest_key(seed: int) -> jax.Array:
     Raises:
         ValueError: the seed is not between 0 and 2^32 - 1.
     """
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed: expected an integer from 0 to 2^32 - 1, got {seed}")
+    check_seed(seed)
     try:
         return jax.random.key(seed, impl="threefry4x32")
     except ValueError:  # JAX before 0.10.2

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mftadv import theory, training
-from mftadv.data import Inputs, load_inputs
+from mftadv.data import Inputs
 from mftadv.experiments._experiment import Experiment
+from mftadv.experiments._networks import chosen_inputs
 from mftadv.spec import NetworkSpec, check_positive, fold_in_loop
 from mftadv.statistics import Estimate
 from mftadv.sweep import Cell, Segmented, sample_of
@@ -105,11 +106,9 @@ class OfTrainings(Experiment):
         """The inputs, read once.
 
         Raises:
-            ValueError: an option is outside its range, see `mftadv.load_inputs`, or labels are missing.
+            ValueError: as for `chosen_inputs`, or labels are missing.
         """
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed: expected an integer from 0 to 2^32 - 1, got {self.seed}")
-        points = load_inputs(self.data, self.inputs, self.seed, input_dim=self.input_dim, scale=self.scale)
+        points = chosen_inputs(self)
         if self.standard_loss != "none" and points.labels is None:
             raise ValueError(
                 f"data: expected whole numbers as labels, one an input, which --standard-loss {self.standard_loss} "
@@ -167,9 +166,8 @@ class OfTrainings(Experiment):
             ValueError: the data are not what the configuration needs.
         """
         check_positive("evaluated", self.evaluated)
-        dtype = np.float64 if self.x64 else np.float32
         labels = self.points.labels if config.needs_labels else None
-        x = self.points.values.astype(dtype)
+        x = self.points.values.astype(self.dtype)
         training.check_data("data", spec, (x, labels), config)
         y = None if labels is None else labels.astype(np.int32)
         return Cell(coords, spec, (x, y, config), Trained(config.num_segments, min(self.evaluated, len(x))))

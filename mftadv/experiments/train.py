@@ -141,7 +141,7 @@ class Train(OfTrainings):
 
         A step that is lost in rounding changes |W_l|^2 by at most half the precision of the float type times it.
         """
-        precision = np.finfo(np.float64 if self.x64 else np.float32).eps
+        precision = np.finfo(self.dtype).eps
         rounded = self.steps * precision / 2 * self.spec.width * record["weight_variance"][:, 0]
         return np.max(np.abs(record["norm_change_predicted"]), axis=1) + rounded / _ROUNDING
 

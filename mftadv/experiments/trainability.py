@@ -12,7 +12,7 @@ import numpy as np
 from mftadv import report, theory
 from mftadv.compare import Claim, Judgement
 from mftadv.experiments import _training_figures
-from mftadv.experiments._trainings import OfTrainings, estimate, mean_and_error, running
+from mftadv.experiments._trainings import OfTrainings, closed_form, estimate, mean_and_error, running
 from mftadv.spec import check_positive
 from mftadv.statistics import Estimate
 from mftadv.sweep import Cell, sample_of
@@ -28,7 +28,7 @@ class Trainability(OfTrainings):
     """Train networks of many depths, with and without shortcuts, with and without the adversarial loss.
 
     The paper: a network is trainable as long as m <= omega(t)^L <= M; adversarial training lowers omega, so that deep
-    vanilla networks are lost, shortcuts (omega >= 1) are not, and width slows the loss. Two questions are asked of the
+    vanilla networks are lost, shortcuts (omega >= 1) are not, and width slows the loss. Two claims about the
     accuracy after a fixed number of steps, apart:
 
     trend: does depth hurt vanilla networks in adversarial training, and do shortcuts and width mend it?
@@ -73,7 +73,7 @@ class Trainability(OfTrainings):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected at least one, got none")
         if self.standard_loss == "none":
-            raise ValueError("standard_loss: expected one, since accuracy is what is asked for, got none")
+            raise ValueError("standard_loss: expected one, since accuracy is what is compared, got none")
         if check_positive("seeds", self.seeds) < 2:
             raise ValueError(f"seeds: expected at least 2, for an error bar, got {self.seeds}")
         for depth in self.depths:
@@ -106,7 +106,8 @@ class Trainability(OfTrainings):
         if cell.coords["training"] != "adversarial":
             return {}
         law = cell.spec, cell.operands[2].eps * self.adversarial_weight, self.p, self.q
-        final = theory.weight_variance(law[0], self.steps * self.learning_rate, *law[1:], kind=self.coefficient)
+        end = np.array(self.steps * self.learning_rate)
+        final = closed_form(law[0], end, *law[1:], self.coefficient)
         omega = float(theory.propagation_factor(cell.spec.replace(weight_variance=float(final))))
         found = {"propagation": omega**cell.spec.depth}
         if cell.coords["block"] == "vanilla":

@@ -153,14 +153,11 @@ def hidden_layers(
 ) -> tuple[Float[Array, "*points N"], ...]:
     """The inputs h_0, ..., h_{L-1} of the layers and the input h_L of the readout, where `forward` was evaluated at x.
 
-    A dense network's: to ask a matrix-free one for h_0 again is a query of its own.
+    A dense network's: h_0 of a matrix-free one is a query of its own.
     """
-    (_, h), signs = network.frozen.embedding.matvec(x), network.frozen.signs
-    hidden = [h]
+    hidden = [network.frozen.embedding.matvec(x)[1]]
     for i, z in enumerate(at.at):
-        branch = _activation(network.spec, z)
-        branch = branch * _trailing(signs[i], branch) if signs else branch
-        hidden.append(hidden[-1] + branch if network.spec.has_shortcut else branch)
+        hidden.append(_after_block(network, i, hidden[-1], _activation(network.spec, z)))
     return tuple(hidden)
 
 
@@ -198,12 +195,18 @@ def _through_layers(network: Network, embedding: Matrix, h: Array, layer, base=N
     weights, at = [], []
     for i, (matrix, bias) in enumerate(zip(params.weights, params.biases, strict=True)):
         matrix, z, branch = layer(matrix, bias, base[i] if base else None, h)
-        branch = branch * _trailing(frozen.signs[i], branch) if frozen.signs else branch
-        h = h + branch if network.spec.has_shortcut else branch
+        h = _after_block(network, i, h, branch)
         weights.append(matrix)
         at.append(z)
     readout, output = frozen.readout.matvec(h)
     return Evaluation(output, tuple(at), _with_matrices(network, embedding, weights, readout))
+
+
+def _after_block(network: Network, i: int, h: Array, branch: Array) -> Array:
+    """The output e h + S_l branch of block l = i + 1 for its input h."""
+    signs = network.frozen.signs
+    branch = branch * _trailing(signs[i], branch) if signs else branch
+    return h + branch if network.spec.has_shortcut else branch
 
 
 def _with_matrices(network: Network, embedding: Matrix, weights, readout: Matrix) -> Network:
