@@ -21,7 +21,6 @@ from mftadv.spec import NetworkSpec
 from mftadv.sweep import (
     Cell,
     InMemory,
-    Observer,
     _compute,
     compute,
     dataset,
@@ -30,6 +29,7 @@ from mftadv.sweep import (
     sample_of,
     sweep,
 )
+from tests.runs import Told
 
 SPEC, KEY = NetworkSpec(4, 2, 6, 1, 2.0, 0.1), jax.random.key(0)
 GRID = {"output_dim": [1, 2], "weight_variance": [1.0, 2.0], "scale": [1.0, 3.0], "p": [1, math.inf]}
@@ -47,17 +47,6 @@ def run(**options):
 @pytest.fixture(scope="module")
 def whole():
     return run()
-
-
-class Told(Observer):
-    def __init__(self):
-        self.lines, self.shares = [], []
-
-    def say(self, line):
-        self.lines.append(line)
-
-    def progress(self, share, doing):
-        self.shares.append(share)
 
 
 def same(a, b):

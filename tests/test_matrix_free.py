@@ -15,7 +15,6 @@ from mftadv.matrices import DenseMatrix, matrix_free_gaussian, noise_size
 from mftadv.network import Frozen, Network, Params
 
 from . import reference
-from .test_network import as_reference
 
 WHOLE_SPACE = (10**6, 10**6)  # capacity is limited to the dimensions
 ROUNDING = {jnp.dtype("float32"): 1e-5, jnp.dtype("float64"): 1e-12}  # relative to |v| |W|
@@ -236,7 +235,7 @@ def the_dense_one(net):
 def check(net, x, found):
     """Assert that all results at x, [d] or [B, d], are those of the same dense network."""
     assert net.law_exact
-    exact, x, tolerance = as_reference(the_dense_one(net)), np.asarray(x, np.float64), 20 * ROUNDING[net.dtype]
+    exact, x, tolerance = reference.of_network(the_dense_one(net)), np.asarray(x, np.float64), 20 * ROUNDING[net.dtype]
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {net.dtype}
     for i in np.ndindex(x.shape[:-1]):
         (jacobian, shift, output), again, differences, rows, shifts = jax.tree.map(

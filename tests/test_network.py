@@ -23,20 +23,6 @@ def make_spec(block="vanilla", d=7, K=3, N=16, L=2, s=1.6, b2=0.3, u=1.0, v=0.2)
     return NetworkSpec(d, K, N, L, s, b2, u, v, block)
 
 
-def as_reference(net):
-    """The same network in the float64 reference, as a batch of one."""
-    take = lambda values: np.asarray(values, np.float64)[None]  # noqa: E731
-    signs = net.frozen.signs or [np.ones(net.spec.width)] * net.spec.depth
-    return reference.Networks(
-        net.spec,
-        take(net.frozen.embedding.entries),
-        [take(w.entries) for w in net.params.weights],
-        [take(b) for b in net.params.biases],
-        [take(s) for s in signs],
-        take(net.frozen.readout.entries),
-    )
-
-
 @pytest.fixture
 def key():
     return jax.random.key(3)
@@ -50,8 +36,8 @@ def test_linear_representation_is_the_reference(key, block, K):
     net = drawn(key, spec)
     x = np.random.default_rng(1).standard_normal(7, np.float32)
     rep = represented(net, x)
-    jacobian, shift = reference.linear_representation(as_reference(net), np.asarray(x, np.float64))
-    output = reference.forward(as_reference(net), np.asarray(x, np.float64))[0]
+    jacobian, shift = reference.linear_representation(reference.of_network(net), np.asarray(x, np.float64))
+    output = reference.forward(reference.of_network(net), np.asarray(x, np.float64))[0]
     np.testing.assert_allclose(rep.jacobian, jacobian[0], rtol=1e-4, atol=2e-6)
     np.testing.assert_allclose(rep.shift, shift[0], rtol=1e-4, atol=2e-6)
     np.testing.assert_allclose(rep.output, output[0], rtol=1e-4, atol=2e-6)
@@ -165,7 +151,7 @@ def test_difference_is_right_however_small(block, size):
     etas = np.float32(size) * random.standard_normal((3, 5, 7), np.float32)
 
     difference, rows, shifts = differences(net, xs, etas)
-    exact = as_reference(net)
+    exact = reference.of_network(net)
     for i in range(3):
         base = reference.forward(exact, np.asarray(xs[i], np.float64))[0][0]
         for j in range(5):

@@ -23,7 +23,8 @@ from mftadv import experiments, statistics, store
 from mftadv.compare import Claim
 from mftadv.experiments import EXPERIMENTS, Budget, Experiment, _runner
 from mftadv.spec import NetworkSpec
-from mftadv.sweep import Cell, Observer, _compute, plan_cells
+from mftadv.sweep import Cell, _compute, plan_cells
+from tests.runs import Told
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,14 +70,6 @@ class Toy(Experiment):
             )
             for i, s in enumerate(data["s"].values)
         ]
-
-
-class Said(Observer):
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 @pytest.fixture
@@ -155,7 +148,7 @@ def test_every_experiment_is_as_the_runner_needs_it(kind):
 
 
 def test_a_run_is_stored_shown_and_not_drawn_again(tmp_path, drawn):
-    said = Said()
+    said = Told()
     result = mf.run(Toy(), tmp_path / "run", FEW, observer=said)
     assert sorted(drawn) == [(cell, i) for cell in range(2) for i in range(600)]
     assert result.counts == {"holds": 2}
@@ -251,7 +244,7 @@ def test_damaged_parts_are_computed_again(tmp_path, drawn):
     part = sorted((tmp_path / "run" / "parts").iterdir())[1]
     part.write_bytes(part.read_bytes()[:-1])
     drawn.clear()
-    said = Said()
+    said = Told()
     mf.run(Toy(), tmp_path / "run", FEW, observer=said)
     assert sorted(drawn) == [(cell, i) for cell in range(2) for i in range(200, 400)]
     assert any("set aside" in line for line in said.lines)
@@ -369,7 +362,7 @@ def test_a_finished_run_where_nothing_can_be_written(tmp_path, drawn, monkeypatc
 def test_a_dry_run_compiles_and_writes_nothing(tmp_path, drawn, monkeypatch):
     monkeypatch.setattr(_compute, "compile_program", lambda *_, **__: pytest.fail("compiled"))
     monkeypatch.chdir(tmp_path)
-    said = Said()
+    said = Told()
     result = mf.run(Toy(), tmp_path / "run", Budget(dry_run=True), observer=said)
     assert (result.data, result.judged, result.folder) == (None, (), None)
     assert "all results of 600 networks" in said.lines[-1]
@@ -449,6 +442,7 @@ import h5netcdf, matplotlib.figure, rich.progress, xarray
 from mftadv import cli
 from mftadv.experiments import EXPERIMENTS
 from mftadv.sweep import _compute
+from tests.runs import run_killed
 
 _compute._STRETCH = 0.0
 for kind in EXPERIMENTS.values():
@@ -456,24 +450,12 @@ for kind in EXPERIMENTS.values():
 folder, kills, *command = sys.argv[1:]
 chance = random.Random(0)
 
-def run(path, last=None):
-    "The exit status of the command in a process that is killed before the given change of its folder."
-    if child := os.fork():
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    done = 0
-    def change(event, arguments):
-        nonlocal done
-        writes = event in ("os.rename", "os.mkdir", "os.remove") or (event == "open" and arguments[2] & os.O_CREAT)
-        if writes and str(arguments[0]).startswith(path):
-            if done == last:
-                os.kill(os.getpid(), signal.SIGKILL)
-            done += 1
-    sys.addaudithook(change)
+def work(path):
     sys.stdout = open(os.devnull, "w")
-    status = cli.main([*command, "--out", path])
-    if last is None:
-        open(path + ".changes", "w").write(str(done))
-    os._exit(status)
+    return cli.main([*command, "--out", path])
+
+def run(path, last=None):
+    return run_killed(path, lambda: work(path), last)
 
 assert run(folder) == 0
 changes = int(open(folder + ".changes").read())

@@ -27,7 +27,6 @@ from mftadv.statistics import mean_estimate
 from mftadv.sweep import (
     Cell,
     InMemory,
-    Observer,
     Segmented,
     _compute,
     _segments,
@@ -36,6 +35,7 @@ from mftadv.sweep import (
     monte_carlo,
     plan_cells,
 )
+from tests.runs import Told
 
 pytestmark = pytest.mark.slow  # nearly every one compiles
 ROOT = Path(__file__).parent.parent
@@ -100,17 +100,6 @@ class Walks(Experiment):
         """The mean of the last positions is that of the drifts."""
         last = data["at"].values[0, :, -1].astype(float)
         return [Claim.of("drift", SEGMENTS * self.drift, mean_estimate(last.mean(1)), id="drift")]
-
-
-class Said(Observer):
-    def __init__(self):
-        self.lines, self.shares = [], []
-
-    def say(self, line):
-        self.lines.append(line)
-
-    def progress(self, share, doing):
-        self.shares.append(share)
 
 
 class Computed:
@@ -279,7 +268,7 @@ def test_two_results_of_one_name_are_refused():
 
 @pytest.mark.parametrize("stored", [True, False])
 def test_half_as_many_networks_where_memory_is_too_small(tmp_path, computed, whole, stored):
-    said, other = Said(), Said()
+    said, other = Told(), Told()
     mf.run(Walks(), None, Budget(NETWORKS), observer=other)
     computed.times.clear()
     computed.stop(2, jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"))
@@ -406,7 +395,7 @@ def test_who_writes_a_checkpoint_is_recorded(tmp_path, computed, monkeypatch):
 
 
 def test_parts_are_written_as_often_beside_checkpoints(tmp_path, computed, monkeypatch):
-    clock, written, said = types.SimpleNamespace(now=0.0), [], Said()
+    clock, written, said = types.SimpleNamespace(now=0.0), [], Told()
     go_on, store_it = _segments.OnTheWay.go_on, _segments.OnTheWay.store
     write = store.RunFolder.write_part
 
@@ -491,7 +480,7 @@ def a_part(path, tmp_path):
 
 @pytest.mark.parametrize("damage", [truncated, emptied, flipped, foreign, renamed, linked, a_part])
 def test_a_damaged_checkpoint_is_set_aside_and_computed_again(tmp_path, computed, whole, damage):
-    folder, said = tmp_path / "run", Said()
+    folder, said = tmp_path / "run", Told()
     interrupted(folder, computed, 2)
     (path,) = checkpoints(folder).values()
     damage(path, tmp_path)
@@ -570,12 +559,13 @@ def test_shards_with_networks_on_their_way(tmp_path, computed, whole):
 # Killed at any moment
 
 KILLED = """
-import os, random, signal, sys, warnings
+import random, signal, sys, warnings
 warnings.simplefilter("ignore")  # of forks: none of these processes has computed anything
 import h5netcdf, xarray
 import mftadv as mf
 from mftadv.experiments import Budget
 from mftadv.sweep import _compute
+from tests.runs import run_killed
 from tests.test_segments import NETWORKS, Walks
 
 _compute._STRETCH = _compute._WRITING = -1.0
@@ -583,22 +573,7 @@ folder, kills = sys.argv[1], int(sys.argv[2])
 chance = random.Random(1)
 
 def run(path, last=None, batch_size=3):
-    "How a run ends in a process that is killed before the given change of its folder."
-    if child := os.fork():
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    done = 0
-    def change(event, arguments):
-        nonlocal done
-        writes = event in ("os.rename", "os.mkdir", "os.remove") or (event == "open" and arguments[2] & os.O_CREAT)
-        if writes and str(arguments[0]).startswith(path):
-            if done == last:
-                os.kill(os.getpid(), signal.SIGKILL)
-            done += 1
-    sys.addaudithook(change)
-    mf.run(Walks(), path, Budget(NETWORKS, batch_size))
-    if last is None:
-        open(path + ".changes", "w").write(str(done))
-    os._exit(0)
+    return run_killed(path, lambda: mf.run(Walks(), path, Budget(NETWORKS, batch_size)) and 0, last)
 
 assert run(folder) == 0
 changes = int(open(folder + ".changes").read())

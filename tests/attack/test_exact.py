@@ -33,28 +33,15 @@ def draw(seed, block="vanilla", d=2, K=2, N=3, L=2, s=2.0, b2=0.3, u=1.0, v=0.0)
     return Network(params, frozen, spec), rng.standard_normal(d)
 
 
-def as_reference(net, copies=1):
-    """The same network in the float64 reference, `copies` times."""
-    take = lambda values: np.broadcast_to(np.asarray(values, np.float64), (copies, *np.shape(values)))  # noqa: E731
-    return reference.Networks(
-        net.spec,
-        take(net.frozen.embedding.entries),
-        [take(weight.entries) for weight in net.params.weights],
-        [take(bias) for bias in net.params.biases],
-        [take(sign) for sign in net.frozen.signs or [np.ones(net.spec.width)] * net.spec.depth],
-        take(net.frozen.readout.entries),
-    )
-
-
 def losses(net, x, etas, q):
     """|f(x + eta) - f(x)|_q for each of etas [M, d], by subtraction."""
-    outputs = reference.forward(as_reference(net, len(etas)), x + etas)[0]
-    return np.linalg.norm(outputs - reference.forward(as_reference(net), x)[0], q, axis=-1)
+    outputs = reference.forward(reference.of_network(net, len(etas)), x + etas)[0]
+    return np.linalg.norm(outputs - reference.forward(reference.of_network(net), x)[0], q, axis=-1)
 
 
 def frozen_gates(net, x):
     """J(x) [K, d]."""
-    return reference.linear_representation(as_reference(net), x)[0][0]
+    return reference.linear_representation(reference.of_network(net), x)[0][0]
 
 
 def linear_loss(jacobian, eps, p, q):
@@ -85,7 +72,7 @@ def maximise(cost, region, eps, p):
 
 def regions(net, x, eps, p):
     """The linear regions that meet the ball: one pattern of gates at a time."""
-    spec, (_, p_in, weights, biases, signs, p_out) = net.spec, as_reference(net)
+    spec, (_, p_in, weights, biases, signs, p_out) = net.spec, reference.of_network(net)
     width, d, found = spec.width, spec.input_dim, []
     for pattern in itertools.product((1, -1), repeat=width * spec.depth):
         h, c = p_in[0], p_in[0] @ x  # h_l = h eta + c
@@ -104,7 +91,7 @@ def regions(net, x, eps, p):
 
 
 def enumerated_loss(net, x, eps, p, q, regions):
-    base, K = reference.forward(as_reference(net), x)[0][0], net.spec.output_dim
+    base, K = reference.forward(reference.of_network(net), x)[0][0], net.spec.output_dim
     cotangents = [*np.eye(K), *-np.eye(K)] if q == math.inf else itertools.product((1.0, -1.0), repeat=K)
     best = 0.0
     for cotangent, region in itertools.product(np.array(list(cotangents)), regions):
@@ -129,7 +116,7 @@ def check(net, x, eps, p, q):
     exact = exact_adversarial_loss(net, x, eps, p, q)
     assert exact.perturbation.shape == x.shape
     assert np.linalg.norm(exact.perturbation, p) <= eps * (1 + 1e-12)
-    rounding = 1e-14 * reference.forward(as_reference(net), x)[0].max()
+    rounding = 1e-14 * reference.forward(reference.of_network(net), x)[0].max()
     np.testing.assert_allclose(
         losses(net, x, exact.perturbation[None], q)[0], exact.value, rtol=1e-11, atol=10 * abs(rounding)
     )

@@ -27,7 +27,6 @@ from mftadv.attack import (
 )
 from tests import reference
 from tests.interfaces import implementations
-from tests.test_network import as_reference
 
 STEPS = 4
 SPEC = mf.NetworkSpec(5, 3, 6, 1, 2.0, 0.3)
@@ -171,7 +170,7 @@ def test_rules_stay_in_the_ball_and_in_the_box(name, norms):
         assert_allowed(each, norms)
     np.testing.assert_array_equal(best_values, np.maximum.accumulate(np.maximum(values, 0), axis=0))
     # the best values are those of the best candidates, by float64 NumPy
-    exact, x = as_reference(network()), np.asarray(XS[0], np.float64)
+    exact, x = reference.of_network(network()), np.asarray(XS[0], np.float64)
     for j in range(2):
         there = x + np.asarray(best[-1, 0, j], np.float64)
         difference = reference.forward(exact, there)[0][0] - reference.forward(exact, x)[0][0]
