@@ -82,8 +82,9 @@ def look(path, folder):
     (folder / "probe.html").write_text(f"<!DOCTYPE html><title></title>{frames}<script>{PROBE}</script>")
     for scheme, background in ((0, "rgb(21, 24, 28)"), (1, "rgb(255, 255, 255)")):
         found = subprocess.run(
-            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={folder}/profile",
-             f"--blink-settings=preferredColorScheme={scheme}", "--dump-dom", f"file://{folder}/probe.html"],
+            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom",
+             f"--blink-settings=preferredColorScheme={scheme}", f"--user-data-dir={folder}/profile",
+             f"file://{folder}/probe.html"],
             capture_output=True, text=True, timeout=120, check=True,
         )  # fmt: skip
         widths = "|".join(f"{width},{width},{background}" for width in WIDTHS)

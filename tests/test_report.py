@@ -133,9 +133,9 @@ def test_the_page_of_a_sweep(tmp_path):
 @pytest.mark.parametrize(
     ("counts", "words"),
     [
-        ({"holds": 2}, "No claim fails that should hold: of 2 2 hold."),
-        ({"holds": 1, "underpowered": 1, "fails, as predicted": 3}, "of 5 1 holds, 1 is underpowered (too few networks "
-         "to see 5%), 3 published ones fail, as predicted."),
+        ({"holds": 2}, "No claim fails that should hold. Of 2: 2 hold."),
+        ({"holds": 1, "underpowered": 1, "fails, as predicted": 3}, "Of 5: 1 holds, 1 is underpowered (too few "
+         "networks to see 5%), 3 published ones fail, as predicted."),
         ({"fails": 1, "holds": 1}, "1 of 2 claims fails: "),
     ],
 )  # fmt: skip

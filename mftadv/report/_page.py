@@ -50,7 +50,7 @@ def page(folder: Path | str, files: Mapping[str, bytes]) -> str:
         ValueError: it is not the folder of a run.
     """
     record = store.read_record(folder)
-    facts = json.loads(files["claims.json"]) if "claims.json" in files else {}
+    facts = {"summary": "", "command": None, **json.loads(files["claims.json"])} if "claims.json" in files else {}
     identity = {**record.identity, "cells": len(record.identity["cells"])}
     options = identity.pop("options", {})
     first, last = store.drawn_between(folder)
@@ -112,7 +112,7 @@ def sentence(counts: Mapping[str, int], family_error: float) -> str:
         parts.append(f"{underpowered} {'are' if underpowered > 1 else 'is'} underpowered (too few networks to see 5%)")
     if predicted:
         parts.append(f"{predicted} published one{'s' * (predicted > 1)} fail{'s' * (predicted == 1)}, as predicted")
-    return f"No claim fails that should hold: of {total} {', '.join(parts)}."
+    return f"No claim fails that should hold. Of {total}: {', '.join(parts)}."
 
 
 def _coordinates(coords: Mapping[str, Any]) -> str:
