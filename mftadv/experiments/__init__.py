@@ -6,6 +6,7 @@ from mftadv.experiments.capacity import Capacity
 from mftadv.experiments.finite_width import FiniteWidth
 from mftadv.experiments.jacobian_law import JacobianLaw
 from mftadv.experiments.loss_bounds import LossBounds
+from mftadv.experiments.reproduce import Reproduction, reproduce
 from mftadv.experiments.sweep_file import SweepFile
 from mftadv.experiments.train import Train
 from mftadv.experiments.trainability import Trainability
@@ -20,11 +21,13 @@ __all__ = [
     "FiniteWidth",
     "JacobianLaw",
     "LossBounds",
+    "Reproduction",
     "Result",
     "SweepFile",
     "Train",
     "Trainability",
     "merge",
+    "reproduce",
     "run",
     "show",
 ]

@@ -157,7 +157,7 @@ def run(
             "on_their_way": [plan.layout_on_the_way(i) for i in numbers],
         }
         session = store.provenance(mesh=mesh, batch_size=budget.batch_size)
-        with _opened(folder, identity, layouts, session, observer) as opened:
+        with open_run(folder, identity, layouts, session, observer) as opened:
             counts = _counts(experiment, cells, budget, opened.networks)
             _say_plan(observer, experiment, plan, counts)
             opened.aim(counts)
@@ -259,7 +259,7 @@ def _from_json(value: Any) -> Any:
     return float(value) if value in ("inf", "-inf") else value
 
 
-def _opened(
+def open_run(
     folder: Path | str,
     identity: Mapping[str, Any],
     layouts: Mapping[str, Any],
