@@ -17,7 +17,6 @@ from rich.console import Console
 
 from mftadv import experiments, report, store
 from mftadv.experiments import EXPERIMENTS, Budget, Experiment, Result, SweepFile
-from mftadv.experiments.reproduce import chosen, table
 from mftadv.report import Terminal
 from mftadv.sweep import check_devices
 
@@ -147,11 +146,11 @@ def _reproduce(
 
     def call(terminal: Terminal) -> int:
         if list:
-            for claim in chosen(claims):
+            for claim in experiments.paper_claims(claims):
                 terminal.say(f"{claim.name:18}{'(ours) ' * claim.ours}{claim.statement}")
             return 0
         found = experiments.reproduce(claims, scale, out or Path("results") / "reproduce-{}", terminal)
-        terminal.conclude([table(found.claims)], [], found.folder)
+        terminal.conclude(found.tables, [], found.folder)
         return int(found.fails)
 
     return call

@@ -1,12 +1,12 @@
 """The paper's claims as experiments, and the runner of all of them."""
 
 from mftadv.experiments._experiment import Experiment
+from mftadv.experiments._reproduce import Reproduction, paper_claims, reproduce
 from mftadv.experiments._runner import Budget, Result, merge, run, show
 from mftadv.experiments.capacity import Capacity
 from mftadv.experiments.finite_width import FiniteWidth
 from mftadv.experiments.jacobian_law import JacobianLaw
 from mftadv.experiments.loss_bounds import LossBounds
-from mftadv.experiments.reproduce import Reproduction, reproduce
 from mftadv.experiments.sweep_file import SweepFile
 from mftadv.experiments.train import Train
 from mftadv.experiments.trainability import Trainability
@@ -27,6 +27,7 @@ __all__ = [
     "Train",
     "Trainability",
     "merge",
+    "paper_claims",
     "reproduce",
     "run",
     "show",

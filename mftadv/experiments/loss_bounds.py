@@ -37,7 +37,7 @@ CONFIDENCE = 0.99  # of the bound that one network obeys
 
 # How far |J| may grow inside the ball: the loss exceeds eps |J(x)| by a part of this size, and no coefficient knows.
 _GROWTH = 0.05
-_TREND = 1.1  # by what factor a bound changes with a dimension where a trend is claimed
+_TREND = 1.5  # by what factor a bound changes with a dimension where a trend is claimed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +170,7 @@ class LossBounds(OfNetworks):
         return [*claims, *self._trends(data)]
 
     def _trends(self, data: Any) -> Iterator[Claim]:
-        """Where Chevet's bound at this width falls or rises with d or K by more than a tenth, so does the loss."""
+        """Where Chevet's bound at this width falls or rises with d or K by half or more, so does the loss."""
         cells = list(enumerate(self.cells()))
         for name, p in itertools.product(("d", "K"), dict.fromkeys(map(float, self.p))):
             own = [each for each in cells if name in str(each[1].coords["part"]).split() and each[1].coords["p"] == p]

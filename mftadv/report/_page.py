@@ -90,7 +90,7 @@ def _index(folder: Path, facts: Mapping[str, Any], sessions: Sequence[Mapping[st
             {
                 **entry,
                 "tally": claims_of(entry["claims"]),
-                "span": f"{min(ratios):.3g} to {max(ratios):.3g}" if ratios else "-",
+                "span": span(ratios),
                 "shown": None if picture is None else first.setdefault(picture, entry["name"]),
                 "image": image,
             }
@@ -150,6 +150,12 @@ def sentence(counts: Mapping[str, int], family_error: float) -> str:
     if predicted:
         parts.append(f"{predicted} published one{'s' * (predicted > 1)} fail{'s' * (predicted == 1)}, as predicted")
     return f"No claim fails that should hold. Of {total}: {', '.join(parts)}."
+
+
+def span(numbers: Sequence[float]) -> str:
+    """From the least to the largest of some numbers, in words."""
+    ends = dict.fromkeys(f"{number:.3g}" for number in (min(numbers), max(numbers))) if numbers else ["-"]
+    return " to ".join(ends)
 
 
 def _coordinates(coords: Mapping[str, Any]) -> str:

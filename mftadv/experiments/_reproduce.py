@@ -42,8 +42,21 @@ class Reproduction(NamedTuple):
         """Whether a claim that should hold fails."""
         return any("fails" in each.counts for each in self.claims)
 
+    @property
+    def tables(self) -> Sequence[Any]:
+        """What came out of each claim, as `rich` prints it."""
+        legend = "measured/theory: from the lowest to the highest of the ratios. fails*: as predicted."
+        rows = report.table("the claims", legend)
+        for name in ("claim", "measured/theory", "verdicts"):
+            rows.add_column(name)
+        for each in self.claims:
+            ratios = [judged.ratio for judged in each.judged if judged.ratio == judged.ratio]
+            verdicts = ", ".join(f"{count} {report.verdict(verdict)}" for verdict, count in each.counts.items())
+            rows.add_row(each.claim.name, report.span(ratios), verdicts or "nothing measured")
+        return [rows]
 
-def chosen(names: Sequence[str] = ()) -> tuple[PaperClaim, ...]:
+
+def paper_claims(names: Sequence[str] = ()) -> tuple[PaperClaim, ...]:
     """The claims of these names in the order of the registry, all where there are no names.
 
     Raises:
@@ -80,7 +93,7 @@ def reproduce(
 
     Source: ours.
     """
-    observer, some = observer or Observer(), chosen(claims)
+    observer, some = observer or Observer(), paper_claims(claims)
     if scale not in ("quick", "full"):
         raise ValueError(f"scale: expected quick or full, got {scale!r}")
     names = [name for name in RUNS if any(name in claim.runs for claim in some)]
@@ -131,17 +144,3 @@ def _record(found: Reproduced, folder: Path, judged: Mapping[str, Sequence[Judge
 
 def _command(claims: Sequence[str], scale: str) -> str:
     return " ".join(["mftadv", "reproduce", *claims, "--scale", scale])
-
-
-def table(found: Sequence[Reproduced]) -> Any:
-    """What came out of each claim, as `rich` prints it."""
-    legend = "measured/theory: from the lowest to the highest of the ratios. fails*: as predicted."
-    rows = report.table("the claims", legend)
-    for name in ("claim", "measured/theory", "verdicts"):
-        rows.add_column(name)
-    for each in found:
-        ratios = [judged.ratio for judged in each.judged if judged.ratio == judged.ratio]
-        span = f"{min(ratios):.3g} to {max(ratios):.3g}" if ratios else "-"
-        verdicts = ", ".join(f"{count} {report.verdict(verdict)}" for verdict, count in each.counts.items())
-        rows.add_row(each.claim.name, span, verdicts or "nothing measured")
-    return rows
