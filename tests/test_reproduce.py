@@ -170,6 +170,9 @@ def test_a_finished_folder_is_not_drawn_again_and_another_scale_is_refused(tmp_p
     for arguments, words in ((["--scale", "full", "shifted"], "scale is"), (["both"], "claims")):
         assert cli.main(["reproduce", *arguments, "--out", str(folder)]) == 2
         assert re.search(f"expected the run in .*{words}", capsys.readouterr().err)
+    for command, status, words in (("status", 0, "of these networks"), ("show", 2, "got one of 'reproduce'")):
+        assert cli.main([command, str(folder)]) == status
+        assert words in "".join(capsys.readouterr())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("")
     assert cli.main(["reproduce", "--out", str(tmp_path / "mine")]) == 2

@@ -195,15 +195,16 @@ def _read(folder: Path | str) -> tuple["Experiment | SweepFile", Any, list[int]]
     record = store.read_record(folder)
     identity = record.identity
     options = {name: _from_json(value) for name, value in identity.get("options", {}).items()}
-    words = np.asarray(identity["key"]["data"], np.uint32)
-    key = jax.random.wrap_key_data(jnp.asarray(words), impl=identity["key"]["impl"])
-    if identity.get("name") == "sweep" and options:
-        options |= {"spec": NetworkSpec(**options["spec"]), "networks": min(record.networks), "target": None}
-        return SweepFile(**options), key, record.networks
     kind = EXPERIMENTS.get(str(identity.get("name")))
-    if kind is None:
+    swept = identity.get("name") == "sweep" and options
+    if kind is None and not swept:
         known = f"{', '.join(EXPERIMENTS)} or a sweep that a file describes"
         raise ValueError(f"folder: expected a run of {known}, got one of {identity.get('name')!r}")
+    words = np.asarray(identity["key"]["data"], np.uint32)
+    key = jax.random.wrap_key_data(jnp.asarray(words), impl=identity["key"]["impl"])
+    if kind is None:
+        options |= {"spec": NetworkSpec(**options["spec"]), "networks": min(record.networks), "target": None}
+        return SweepFile(**options), key, record.networks
     unknown = options.keys() - {field.name for field in dataclasses.fields(kind)}
     if unknown or identity["version"] != kind.version:
         raise ValueError(
