@@ -3,7 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: validate bounds check test lint bench quality clean
+# What an installed wheel must do.
+define SMOKE
+import importlib.metadata, pathlib, subprocess, sys, mftadv
+here = pathlib.Path.cwd()
+assert here in pathlib.Path(mftadv.__file__).parents, mftadv.__file__
+assert importlib.metadata.version("mftadv") == mftadv.__version__
+assert (here / "mftadv" / "py.typed").is_file() and not (here / "tests").exists()
+for command in (["-m", "mftadv"], ["bin/mftadv"]):
+    said = subprocess.run([sys.executable, *command, "--version"], check=True, capture_output=True, text=True).stdout
+    assert said == f"mftadv {mftadv.__version__}\n", said
+print("the wheel works:", said, end="")
+endef
+export SMOKE
+
+.PHONY: validate bounds check test lint docs dist bench quality clean
 
 validate: $(VENV)/.cli
 	$(BIN)/mftadv validate
@@ -24,6 +38,17 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# the site, in build/docs; any warning is an error
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -n -q docs build/docs
+
+# the source archive and the wheel made of it, in dist/; then the wheel is used outside of the sources
+dist: $(VENV)/.dev
+	rm -rf dist build/dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m pip install --quiet --no-deps --target build/dist dist/*.whl
+	cd build/dist && PYTHONPATH=. ../../$(BIN)/python -c "$$SMOKE"
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import xarray
 
+import mftadv
 from mftadv import cli, experiments, store, theory
 from mftadv.compare import judge
-from mftadv.experiments import loss_bounds
+from mftadv.experiments import EXPERIMENTS, loss_bounds
 from mftadv.spec import NetworkSpec
 from mftadv.sweep import _compute, sweep
 
@@ -447,7 +448,17 @@ def test_help_names_every_option(capsys):
         assert option in out
         assert "--networks" in out
     assert cli.main(["--version"]) == 0
-    assert re.fullmatch(r"mftadv \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+    assert capsys.readouterr().out == f"mftadv {mftadv.__version__}\n"
+
+
+def test_the_shell_completes_commands_and_options(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--tyro-print-completion", "bash"])
+    assert not stop.value.code
+    script = capsys.readouterr().out
+    for word in (*EXPERIMENTS, "sweep", "--weight-variance", "--networks"):
+        assert word in script
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
 @pytest.mark.slow
