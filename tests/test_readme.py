@@ -9,7 +9,12 @@ import mftadv as mf
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-SMALLER = {"width=200, depth=5": "width=100, depth=2", "width=1_000_000, depth=10": "width=1_000, depth=2"}
+SMALLER = {
+    "width=200, depth=5": "width=100, depth=2",
+    "width=1_000_000, depth=10": "width=1_000, depth=1",
+    "NetworkSpec(64, 10, 64, 3)": "NetworkSpec(64, 10, 64, 1)",
+    "JacobianLaw(width=50, depth=3)": "JacobianLaw(width=50, depth=1)",
+}
 
 
 @pytest.mark.slow
