@@ -138,8 +138,10 @@ def test_the_code_of_running_runs(tmp_path, monkeypatch, capsys):
 
     (toml,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     Path("sweep.toml").write_text(toml)
-    swept = experiments.SweepFile.read("sweep.toml").run("results/sweep")
-    assert dict(swept["norm"].sizes) == {"depth": 2, "p": 3}
+    file = experiments.SweepFile.read("sweep.toml")
+    assert {name: len(values) for name, values in file.grid.items()} == {"depth": 2, "p": 3}
+    swept = dataclasses.replace(file, grid={**file.grid, "depth": [1]}).run("results/sweep")
+    assert dict(swept["norm"].sizes) == {"depth": 1, "p": 3}
     assert float(abs(swept["jacobian_variance"] / swept["theory_jacobian_variance"] - 1).max()) < 0.5
 
 
