@@ -41,7 +41,7 @@ lint: $(VENV)/.dev
 
 # the site, in build/docs; any warning is an error
 docs: $(VENV)/.docs
-	$(BIN)/python -m sphinx -W --keep-going -n -q docs build/docs
+	$(BIN)/python -m sphinx -E -W --keep-going -n -q docs build/docs
 
 # the source archive and the wheel made of it, in dist/; then the wheel is used outside of the sources
 dist: $(VENV)/.dev
