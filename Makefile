@@ -57,7 +57,7 @@ quality: $(VENV)/.peers
 	$(BIN)/python -m benchmarks.quality
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest .pytest_cache .ruff_cache .hypothesis .jax_cache *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest .pytest_cache .ruff_cache .hypothesis .jax_cache build dist *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
