@@ -66,7 +66,7 @@ def test_validate_writes_what_it_says(run, tmp_path):
     status, out, err = run(*SMALL)
     assert (status, err) == (0, "")
     folder = tmp_path / "results" / "validate-1"
-    names = {"run.json", "parts", "data.nc", "claims.json", "claims.csv", "figures"}
+    names = {"run.json", "parts", "data.nc", "claims.json", "claims.csv", "figures", "report.html"}
     assert {path.name for path in folder.iterdir()} == names
     claims, record, data = content(folder)
     assert record["networks"] == [600]
@@ -92,6 +92,7 @@ def test_validate_writes_what_it_says(run, tmp_path):
         line for line in shown[1].splitlines() if "var J" in line
     ]
     assert "allowance" in run(str(folder), "--wide", command="show")[1]
+    assert run(str(folder), command="report") == (0, f"{folder}/report.html\n", "")
     status, said, _ = run(str(folder), "--check", command="status")
     assert status == 0
     assert said.splitlines() == ["validate: 600 of 600 networks in 1 cell", "results   of these networks"]
@@ -377,6 +378,7 @@ REFUSED_BY_OTHERS = [
     (["width", "--dry-run", "--depth", "2147483648"], "--depth: expected at most 2000, got 2147483648"),
     (["width", "--dry-run", "--widths", "2147483648"], "--width: expected at most 2147483647, got 2147483648"),
     (["show", "absent"], "folder: expected the record of a run, got "),
+    (["report", "absent"], "folder: expected the record of a run, got "),
     (["status", "absent"], "folder: expected the record of a run, got "),
     (["show", "."], "folder: expected the record of a run, got "),
     (["merge", "new", "absent"], "folder: expected the record of a run, got "),

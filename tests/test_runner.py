@@ -9,9 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
 
 import jax
 import numpy as np
@@ -19,57 +17,12 @@ import pytest
 import xarray
 
 import mftadv as mf
-from mftadv import experiments, statistics, store
-from mftadv.compare import Claim
+from mftadv import experiments, store
 from mftadv.experiments import EXPERIMENTS, Budget, Experiment, _runner
-from mftadv.spec import NetworkSpec
 from mftadv.sweep import Cell, _compute, plan_cells
-from tests.runs import Told
+from tests.runs import Told, Toy, scaled
 
 ROOT = Path(__file__).parent.parent
-
-
-def scaled(key, spec, shift):
-    """Of one network normal numbers of the variance of its weights, and their mean square."""
-    x = jax.random.normal(key, (64,)) * jax.numpy.sqrt(spec.weight_variance)
-    x = x + shift.astype(x.dtype)
-    return {"x": x, "square": jax.numpy.mean(x**2)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Toy(Experiment):
-    """Variances of normal numbers."""
-
-    name: ClassVar[str] = "toy"
-    source: ClassVar[str] = "ours"
-    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {"x": ("entry",), "square": ()}
-
-    variances: tuple[float, ...] = (1.0, 4.0)
-    """Variances."""
-    shift: float = 0.0
-    """What is added, which no claim knows of."""
-
-    def cells(self):
-        specs = [NetworkSpec(2, 1, 3, 1, weight_variance=variance) for variance in self.variances]
-        return [Cell({"s": spec.weight_variance}, spec, (np.float32(self.shift),), scaled) for spec in specs]
-
-    def networks(self, cells):
-        return [600] * len(cells)
-
-    def predict(self, cell):
-        return {"square": cell.spec.weight_variance}
-
-    def claims(self, data):
-        return [
-            Claim.of(
-                f"square, s={s:g}",
-                float(data["theory_square"][i]),
-                statistics.mean_estimate(data["square"].values[i].astype(float)),
-                id="square",
-                coords={"s": float(s)},
-            )
-            for i, s in enumerate(data["s"].values)
-        ]
 
 
 @pytest.fixture
@@ -370,7 +323,9 @@ def test_a_dry_run_compiles_and_writes_nothing(tmp_path, drawn, monkeypatch):
 
 
 def test_numbered_folders(tmp_path, drawn):
-    run = lambda experiment=Toy(), budget=FEW: mf.run(experiment, tmp_path / "toy-{}", budget).folder.name  # noqa: E731
+    def run(experiment=None, budget=FEW):
+        return mf.run(experiment or Toy(), tmp_path / "toy-{}", budget).folder.name
+
     with pytest.MonkeyPatch.context() as context:
         interrupt_after(context, 1)
         with pytest.raises(KeyboardInterrupt):

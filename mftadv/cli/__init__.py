@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 
 import mftadv
-from mftadv import experiments, store
+from mftadv import experiments, report, store
 from mftadv.experiments import EXPERIMENTS, Budget, Experiment, Result, SweepFile
 from mftadv.report import Terminal
 from mftadv.sweep import check_devices
@@ -120,6 +120,15 @@ def _show(folder: tyro.conf.Positional[Path], wide: bool = False) -> Callable[[T
     return lambda terminal: _print(experiments.show(folder), wide, terminal)
 
 
+def _report(folder: tyro.conf.Positional[Path]) -> Callable[[Terminal], None]:
+    """Write the page of a finished run again, report.html in its folder.
+
+    Args:
+        folder: of the run.
+    """
+    return lambda terminal: terminal.say(str(report.write(folder, terminal.say)))
+
+
 def _sweep(file: tyro.conf.Positional[Path], out: Path | None = None, shard: str = "0/1") -> Callable[[Terminal], int]:
     """Draw a built-in statistic over a grid that a TOML file describes, with theory beside it.
 
@@ -138,7 +147,7 @@ def _sweep(file: tyro.conf.Positional[Path], out: Path | None = None, shard: str
 
 
 _COMMANDS = {name: _command(kind) for name, kind in EXPERIMENTS.items()}
-_COMMANDS |= {"sweep": _sweep, "status": _status, "merge": _merge, "show": _show}
+_COMMANDS |= {"sweep": _sweep, "status": _status, "merge": _merge, "show": _show, "report": _report}
 
 
 def _parse(arguments: Sequence[str]) -> Callable[[Terminal], int | None]:

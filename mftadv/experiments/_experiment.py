@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import jax
 import numpy as np
 
 from mftadv.compare import Claim, Judgement
@@ -20,6 +21,19 @@ def check_seed(seed: int) -> int:
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed: expected an integer from 0 to 2^32 - 1, got {seed}")
     return seed
+
+
+def fastest_key(seed: int) -> jax.Array:
+    """The fastest kind of key this JAX has that is safe under vmap and sharding.
+
+    Raises:
+        ValueError: the seed is not between 0 and 2^32 - 1.
+    """
+    check_seed(seed)
+    try:
+        return jax.random.key(seed, impl="threefry4x32")
+    except ValueError:  # JAX before 0.10.2
+        return jax.random.key(seed, impl="threefry2x32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +98,7 @@ class Experiment(abc.ABC):
         return {}
 
     def figures(self, data: Dataset, judged: Sequence[Judgement]) -> Mapping[str, Any]:
-        """The pictures by name, matplotlib figures."""
+        """The pictures by name, matplotlib figures; `Figure.set_label` says in a sentence what one shows."""
         return {}
 
     def tables(self, data: Dataset, judged: Sequence[Judgement], wide: bool = False) -> Sequence[Any]:

@@ -38,6 +38,10 @@ def figure(spec: NetworkSpec, names: Sequence[str], sample: Mapping[str, np.ndar
         f"J of {len(sample['entries'])} networks",
         fontsize=11,
     )
+    drawn.set_label(
+        "Density and quantiles of the entries of J at each input, beside the normal law of infinite width and the law "
+        f"at this width{', and the norms of J over the bound by Chevet' * bool(bounds)}."
+    )
     grid = drawn.add_gridspec(rows, 2, width_ratios=(1.35, 1))
     # no law at finite width is known of residual networks
     variance = _theory(judged, "jacobian_variance") or _theory(judged, "jacobian_variance_published")

@@ -29,6 +29,10 @@ def sizes(title: str, rows: Rows):
     ps, qs = (list(dict.fromkeys(row[name] for row in rows)) for name in ("p", "q"))
     figure = Figure(figsize=(max(3.2 * len(qs) + 0.6, 8.0), 2.6 * len(ps) + 1.0), layout="constrained")
     figure.suptitle(title, fontsize=11)
+    figure.set_label(
+        "The adversarial loss over the size eps of the perturbation, against eps, for each p and q: what the attack "
+        "reaches, the norm of J, and the bounds and coefficients of theory."
+    )
     grid = figure.subplots(len(ps), len(qs), squeeze=False, sharex=True)
     for axes, (p, q) in zip(grid.flat, itertools.product(ps, qs), strict=True):
         own = [row for row in rows if (row["p"], row["q"]) == (p, q)]
@@ -61,6 +65,10 @@ def dimensions(title: str, rows: Rows):
 
     figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     figure.suptitle(title, fontsize=11)
+    figure.set_label(
+        "The adversarial loss that the attack reaches against the input dimension d and the output dimension K, for "
+        "each p, with Chevet's bound at infinite width and at this one."
+    )
     for axes, name in zip(figure.subplots(1, 2), ("d", "K"), strict=True):
         chosen = sorted((row for row in rows if name in row["part"].split()), key=lambda row: row[name])
         for p, color in zip(dict.fromkeys(row["p"] for row in chosen), itertools.cycle((BLUE, ORANGE, RED, GREY))):

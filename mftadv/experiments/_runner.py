@@ -1,11 +1,8 @@
 """The runner of every experiment: plan, draw, store, judge, publish."""
 
-import csv
 import dataclasses
 import functools
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,8 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mftadv import compare, store
-from mftadv.compare import FAMILY_ERROR, Judgement
-from mftadv.experiments._experiment import Experiment, check_seed
+from mftadv.compare import Judgement
+from mftadv.experiments._experiment import Experiment, fastest_key
+from mftadv.experiments._outputs import outputs, predictions
 from mftadv.spec import NetworkSpec, check_positive
 from mftadv.sweep import (
     Cell,
@@ -112,9 +110,9 @@ def run(
 
     The folder holds run.json (what is run, and where), parts/ (what was drawn, in checked files), checkpoints/
     (networks that are computed in segments, on their way), and, once all is drawn, data.nc (one xarray dataset),
-    claims.json, claims.csv and figures/. Interrupted, by Ctrl-C or by kill -9, the same call with the same folder goes
-    on; with more networks it draws those that are missing; for another configuration the folder is refused. Nothing
-    that the run did not write is ever deleted.
+    claims.json, claims.csv, figures/ and report.html. Interrupted, by Ctrl-C or by kill -9, the same call with the same
+    folder goes on; with more networks it draws those that are missing; for another configuration the folder is refused.
+    Nothing that the run did not write is ever deleted.
 
     Args:
         experiment: what to run.
@@ -241,19 +239,6 @@ def merge(folder: Path | str, shards: Sequence[Path | str], observer: Observer |
     return run(experiment, folder, key=key, observer=observer)
 
 
-def fastest_key(seed: int) -> jax.Array:
-    """The fastest kind of key this JAX has that is safe under vmap and sharding.
-
-    Raises:
-        ValueError: the seed is not between 0 and 2^32 - 1.
-    """
-    check_seed(seed)
-    try:
-        return jax.random.key(seed, impl="threefry4x32")
-    except ValueError:  # JAX before 0.10.2
-        return jax.random.key(seed, impl="threefry2x32")
-
-
 def identity_of(experiment: Experiment, cells: Sequence[Cell], key: jax.Array) -> dict[str, Any]:
     """All that the numbers of a run depend on: configuration, version, cells with their inputs, key, precision."""
     return store.jsonable(
@@ -341,40 +326,8 @@ def _finish(
         observer.say(f"share {budget.shard[0]} of {budget.shard[1]} is drawn; `mftadv merge` joins all of them")
         return Result(experiment, folder, None, ())
     data = dataset(plan, [range(count) for count in counts], into, experiment.axes)
-    data = data.assign(_predictions(experiment, plan.cells))
+    data = data.assign(predictions(experiment, plan.cells))
     judged = compare.judge(experiment.claims(data))
     if folder is not None and not into.is_published:
-        into.publish(dict(_outputs(experiment, data, judged)))
+        into.publish(dict(outputs(experiment, data, judged, folder)))
     return Result(experiment, folder, data, judged)
-
-
-def _predictions(experiment: Experiment, cells: Sequence[Cell]) -> dict[str, Any]:
-    """What theory says of every cell, as variables over the cells; nan where it says nothing."""
-    found = [experiment.predict(cell) for cell in cells]
-    every = dict.fromkeys(name for each in found for name in each)
-    return {f"theory_{name}": ("cell", [float(each.get(name, math.nan)) for each in found]) for name in every}
-
-
-def _outputs(experiment: Experiment, data: Dataset, judged: Sequence[Judgement]) -> Iterator[tuple[str, Any]]:
-    """The files of the results: for each name a function that writes it at a path."""
-    facts = {"experiment": experiment.name, "version": experiment.version, "source": experiment.source}
-    labelled = data.assign_attrs({**facts, "options": json.dumps(store.jsonable(experiment))})
-    records = [judgement.as_dict() for judgement in judged]
-    text = json.dumps({**facts, "family_error": FAMILY_ERROR, "claims": records}, indent=1, allow_nan=False) + "\n"
-    compressed = {
-        name: {"zlib": True, "complevel": 1} for name, each in data.data_vars.items() if each.dtype.kind != "U"
-    }
-    yield "data.nc", lambda path: labelled.to_netcdf(path, engine="h5netcdf", encoding=compressed)
-    yield "claims.json", lambda path: path.write_text(text)
-    yield "claims.csv", lambda path: _write_csv(path, records)
-    for name, figure in experiment.figures(data, judged).items():
-        yield f"figures/{name}.png", lambda path, figure=figure: figure.savefig(path, format="png", dpi=130)
-
-
-def _write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    flat = [{**record.pop("coords"), **record} for record in map(dict, records)]
-    columns = dict.fromkeys(("id", *(name for record in flat for name in record)))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(columns))
-        writer.writeheader()
-        writer.writerows(flat)

@@ -39,6 +39,10 @@ def training(
 
     figure = Figure(figsize=(16, 7.6), layout="constrained")
     figure.suptitle(title, fontsize=11)
+    figure.set_label(
+        "Networks in adversarial training against time, beside theory: weight variance, losses, accuracy, propagation, "
+        "distance from the start, gradients, Fisher-Rao norm."
+    )
     grid = figure.subplots(2, 4).flat
 
     def lines(axes, name, colour=BLUE, label=None, reduce=None):
@@ -146,6 +150,10 @@ def trainability(title: str, rows: Sequence[Mapping[str, Any]], x: str, lower: f
     columns = list(dict.fromkeys((row["block"], row["training"]) for row in rows))
     figure = Figure(figsize=(2.7 * len(columns) + 1, 8.4), layout="constrained")
     figure.suptitle(title, fontsize=11)
+    figure.set_label(
+        "Accuracy, omega^L and the square of |J| at the end of training against depth, a column for each block and way "
+        f"of training, a line for each {x.replace('_', ' ')}."
+    )
     grid = figure.subplots(3, len(columns), squeeze=False, sharex=True, sharey="row")
     for at, (block, way) in enumerate(columns):
         own = [row for row in rows if (row["block"], row["training"]) == (block, way)]
@@ -207,6 +215,10 @@ def capacity(title: str, times: np.ndarray, curves: Sequence[tuple[str, int, np.
     ways = list(dict.fromkeys(way for way, _, _ in curves))
     figure = Figure(figsize=(5 * (len(ways) + 1), 4.6), layout="constrained")
     figure.suptitle(title, fontsize=11)
+    figure.set_label(
+        "The Fisher-Rao norm over |dL/df|^2 in training for several widths, and how much it and omega^L change up to "
+        "the first evaluation, against width, with the fitted powers of the width."
+    )
     panels = figure.subplots(1, len(ways) + 1)
     for axes, way in zip(panels, ways, strict=False):
         own = [(width, values) for name, width, values in curves if name == way]

@@ -182,6 +182,10 @@ def _figure(judged: Sequence[Judgement], widths: Sequence[int], depth: int):
 
     drawn = Figure(figsize=(14.5, 5.2), layout="constrained")
     drawn.suptitle(f"The Jacobian at finite width: vanilla ReLU networks, $L = {depth}$, $\\omega = 1$", fontsize=13)
+    drawn.set_label(
+        "What a finite width N does to the Jacobian, measured and by theory, against N: excess kurtosis of its "
+        "entries, shortfall of its mean length, and error of the sharp coefficients of its norms."
+    )
     drawn.supxlabel("lines: theory; points: measured $\\pm$ 2 s.e. by network, shown if 2 s.e. < |theory|", size=10)
     a, b, c = drawn.subplots(1, 3)
 

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from mftadv import theory
+from mftadv import report, theory
 from mftadv.attack import adversarial_loss, capacity_for
 from mftadv.compare import Judgement
 from mftadv.experiments import loss_bounds
-from mftadv.experiments._runner import fastest_key
+from mftadv.experiments._experiment import fastest_key
 from mftadv.linear import linear_representation
 from mftadv.network import init
 from mftadv.norms import operator_norm
@@ -172,14 +172,15 @@ class SweepFile:
             return {}
 
         with jax.enable_x64(self.x64):
-            return sweep(
+            data = sweep(
                 statistic, fastest_key(self.seed), self.spec, self.grid, num_networks=self.networks,
                 static=[name for name in static if name in self.grid], folder=folder, shard=shard, target=self.target,
                 theory=predicted, observer=observer, options=options,
             )  # fmt: skip
+        if folder is not None and shard[1] == 1:
+            report.write(folder, (observer or Observer()).say)
+        return data
 
     def tables(self, data: Dataset, judged: Sequence[Judgement] = (), wide: bool = False) -> Sequence[Any]:
         """The tables, as `rich` prints them."""
-        from mftadv import report
-
         return [report.grid_table(data)]

@@ -224,16 +224,19 @@ class RunFolder:
         """Whether the results are there, as they were written, and made from the parts that there are now."""
         return self._record.results_of == self.digest and self._record.has_results(self.path)
 
-    def publish(self, writers: Mapping[str, Callable[[Path], Any]]) -> None:
+    def publish(self, writers: Mapping[str, Callable[[Path], Any]], *, beside: bool = False) -> None:
         """Write the results. What is in their place and not from this run is renamed to NAME.yours.
 
         Args:
             writers: for the name of each result, in the folder or in a folder of it, a function that writes it at the
                 path it is given. That path ends in .tmp: a format is not to be guessed from it.
+            beside: these are beside the results that are there, and made from them; else they replace them.
 
         Raises:
             OSError: a result cannot be written, for want of space say. All parts are as they were.
         """
+        self._update()  # what is written may tell who writes
+        made_of = self._record.results_of if beside else None
         with contextlib.ExitStack() as stack:
             fresh = {}
             for name, write in writers.items():
@@ -245,7 +248,7 @@ class RunFolder:
             # Their checksums are recorded before they get their names: after a kill it is known that they are ours.
             outputs = dict(self._record.outputs)
             outputs.update({name: [*outputs.get(name, []), new] for name, (_, new) in fresh.items()})
-            self._update(outputs=outputs, results_of=None)
+            self._update(outputs=outputs, results_of=made_of)
             for name, (scratch, new) in fresh.items():
                 path = self.path / name
                 old = checksum_or_none(path)
@@ -253,7 +256,8 @@ class RunFolder:
                     self._set_aside_yours(path)
                 if old != new:
                     move(scratch, path)
-        self._update(outputs={name: [new] for name, (_, new) in fresh.items()}, results_of=self.digest)
+        outputs = {**(self._record.outputs if beside else {}), **{name: [new] for name, (_, new) in fresh.items()}}
+        self._update(outputs=outputs, results_of=made_of if beside else self.digest)
 
     def _set_aside_yours(self, path: Path) -> None:
         new = set_aside(path, "yours").name

@@ -2,14 +2,16 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from mftadv.store._checkpoints import on_their_way
-from mftadv.store._files import resolve
+from mftadv.store._files import read_regular, resolve
 from mftadv.store._folder import RunFolder, silent
 from mftadv.store._parts import FOLDER, Parts
 from mftadv.store._provenance import jsonable
@@ -136,6 +138,54 @@ def read_record(path: Path | str) -> Record:
         ValueError: it is not the folder of a run, or cannot be read.
     """
     return _inspect(path, check=False)[1]
+
+
+def read_results(path: Path | str, suffixes: tuple[str, ...]) -> dict[str, bytes]:
+    """The results of a run whose names end in one of these suffixes, by name, as they were written.
+
+    Raises:
+        ValueError: it is not the folder of a run, the run is not finished, or a result is not as it was written.
+    """
+    folder, record, parts, _ = _inspect(path)
+    missing = sum(len(gap) for cell, stop in enumerate(record.networks) for gap in parts.missing(cell, stop))
+    if missing or record.results_of != parts.digest(record.networks):
+        raise ValueError(f"folder: expected a finished run, got {folder} with {missing} networks missing")
+    found = {}
+    for name, checksums in record.outputs.items():
+        if name.endswith(suffixes):
+            try:
+                found[name] = read_regular(folder / name)
+            except OSError as error:
+                raise ValueError(f"folder: expected {folder / name} to be readable ({reason(error)})") from None
+            if hashlib.sha256(found[name]).hexdigest() not in checksums:
+                raise ValueError(f"folder: expected {folder / name} as it was written, got a file that has changed")
+    return found
+
+
+def add_result(path: Path | str, name: str, content: bytes, say: Callable[[str], None] = silent) -> None:
+    """Write a result beside those of a finished run, see `RunFolder.publish`; nothing where it is there already.
+
+    Raises:
+        ValueError: it is not the folder of a run, or another process is at work there.
+        OSError: it cannot be written.
+    """
+    folder, record, *_ = _inspect(path, check=False)
+    with contextlib.suppress(OSError):
+        if read_regular(folder / name) == content and hashlib.sha256(content).hexdigest() in record.outputs[name]:
+            return
+    with RunFolder(folder, record, record.sessions[-1], say) as opened:
+        opened.publish({name: lambda scratch: scratch.write_bytes(content)}, beside=True)
+
+
+def drawn_between(path: Path | str) -> tuple[str, str]:
+    """When the first and the last part of a run, which has some, were written, in UTC.
+
+    Raises:
+        ValueError: it is not the folder of a run.
+    """
+    times = sorted(part.path.stat().st_mtime for part in _inspect(path, check=False)[2].list)
+    first, last = (f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M}" for time in (times[0], times[-1]))
+    return first, last
 
 
 def candidates(pattern: Path, identity: Mapping[str, Any]) -> Iterator[Path]:

@@ -1,8 +1,8 @@
-"""The style of tables and figures, and the table of verdicts; no physics and no experiment is known here."""
+"""Tables and progress in a terminal."""
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,21 +15,6 @@ if TYPE_CHECKING:
 else:  # imported where they are used: the library does without the extra "cli"
     Console = Table = Any
 
-__all__ = [
-    "BLUE",
-    "GREY",
-    "ORANGE",
-    "RED",
-    "Terminal",
-    "grid_table",
-    "notes",
-    "number",
-    "table",
-    "verdict",
-    "verdict_table",
-]
-
-GREY, BLUE, RED, ORANGE = "#555555", "#3b6ea8", "#c0392b", "#d98c21"
 _STYLES = {"holds": "green", "fails": "bold red", "fails, as predicted": "yellow", "underpowered": "dim"}
 _QUIET = 10.0  # seconds between two lines of progress where there is no terminal
 _NAMED = 3  # how many claims a note names; the table and the record have all
@@ -105,34 +90,49 @@ def grid_table(data: Any, rows: int = 40) -> Table:
         data: see `mftadv.sweep`; what has more axes than the grid, or is a bound of infinite width, is left out.
         rows: how many points, at most.
     """
+    columns, points, total = grid_rows(data, rows)
+    title = f"{len(points)} of {total} points" if total > rows else ""
+    drawn = table(title, "means +- standard errors over networks; theory_: closed forms. data.nc has all.")
+    for name in columns:
+        drawn.add_column(name, justify="right")
+    for cells in points:
+        drawn.add_row(*cells)
+    return drawn
+
+
+def grid_rows(data: Any, rows: int) -> tuple[list[str], list[list[str]], int]:
+    """The names of the columns of `grid_table`, the text of the first rows, and how many points there are."""
     names = [str(name) for name, each in data.data_vars.items() if set(each.dims) == set(data.coords)]
     grid = [str(name) for name in data[names[0]].dims]
     means = [name for name in names if f"{name}_standard_error" in names]
     shown = [each for name in means for each in (name, f"theory_{name}", f"theory_{name}_at_width") if each in names]
     points = data[names].stack(point=grid)
-    total = points.sizes["point"]
-    title = f"{min(rows, total)} of {total} points" if total > rows else ""
-    drawn = table(title, "means +- standard errors over networks; theory_: closed forms. data.nc has all.")
-    for name in (*grid, *shown):
-        drawn.add_column(name, justify="right")
-    for i in range(min(rows, total)):
+    found = []
+    for i in range(min(rows, points.sizes["point"])):
         at = points.isel(point=i)
         cells = [str(at[name].item()) for name in grid]
         for name in shown:
             error = f" +- {number(at[f'{name}_standard_error'].item(), '.1g')}" if name[:7] != "theory_" else ""
             cells.append(number(at[name].item()) + error)
-        drawn.add_row(*cells)
-    return drawn
+        found.append(cells)
+    return [*grid, *shown], found, points.sizes["point"]
 
 
 def notes(judgements: Sequence[Judgement]) -> list[str]:
     """What is to be said of the claims that fail: a line for each reason, with the first claims it is about."""
-    found: dict[str, dict[str, None]] = {}
-    for judged in judgements:
-        if judged.claim.note and judged.verdict.startswith("fails"):
-            found.setdefault(judged.claim.note, {})[judged.claim.quantity] = None
     return [
-        f"* {len(quantities)} x {note}: " + "; ".join([*quantities][:_NAMED]) + "; ..." * (len(quantities) > _NAMED)
+        f"* {line}" for line in notes_of((each.claim.note, each.claim.quantity, each.verdict) for each in judgements)
+    ]
+
+
+def notes_of(claims: Iterable[tuple[str, str, str]]) -> list[str]:
+    """The lines of `notes` for claims of which each has a note, a quantity and a verdict."""
+    found: dict[str, dict[str, None]] = {}
+    for note, quantity, verdict in claims:
+        if note and verdict.startswith("fails"):
+            found.setdefault(note, {})[quantity] = None
+    return [
+        f"{len(quantities)} x {note}: " + "; ".join([*quantities][:_NAMED]) + "; ..." * (len(quantities) > _NAMED)
         for note, quantities in found.items()
     ]
 

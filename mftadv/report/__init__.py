@@ -1,0 +1,23 @@
+"""The style of tables and figures, and the pages of runs; no physics and no experiment is known here."""
+
+from mftadv.report._figures import BLUE, GREY, ORANGE, RED, figure_files
+from mftadv.report._page import PAGE, page, write
+from mftadv.report._terminal import Terminal, grid_table, notes, number, table, verdict, verdict_table
+
+__all__ = [
+    "BLUE",
+    "GREY",
+    "ORANGE",
+    "PAGE",
+    "RED",
+    "Terminal",
+    "figure_files",
+    "grid_table",
+    "notes",
+    "number",
+    "page",
+    "table",
+    "verdict",
+    "verdict_table",
+    "write",
+]
