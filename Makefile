@@ -9,7 +9,12 @@ import importlib.metadata, pathlib, subprocess, sys, mftadv
 here = pathlib.Path.cwd()
 assert here in pathlib.Path(mftadv.__file__).parents, mftadv.__file__
 assert importlib.metadata.version("mftadv") == mftadv.__version__
-assert (here / "mftadv" / "py.typed").is_file() and not (here / "tests").exists()
+inside, sources = (
+    {path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    for folder in (here / "mftadv", here.parents[1] / "mftadv")
+)
+assert inside == sources and pathlib.Path("py.typed") in inside, inside ^ sources
+assert not (here / "tests").exists()
 for command in (["-m", "mftadv"], ["bin/mftadv"]):
     said = subprocess.run([sys.executable, *command, "--version"], check=True, capture_output=True, text=True).stdout
     assert said == f"mftadv {mftadv.__version__}\n", said
