@@ -3,7 +3,26 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: validate bounds check test lint bench quality clean
+# What an installed wheel must do.
+define SMOKE
+import importlib.metadata, pathlib, subprocess, sys, mftadv
+here = pathlib.Path.cwd()
+assert here in pathlib.Path(mftadv.__file__).parents, mftadv.__file__
+assert importlib.metadata.version("mftadv") == mftadv.__version__
+inside, sources = (
+    {path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    for folder in (here / "mftadv", here.parents[1] / "mftadv")
+)
+assert inside == sources and pathlib.Path("py.typed") in inside, inside ^ sources
+assert not (here / "tests").exists()
+for command in (["-m", "mftadv"], ["bin/mftadv"]):
+    said = subprocess.run([sys.executable, *command, "--version"], check=True, capture_output=True, text=True).stdout
+    assert said == f"mftadv {mftadv.__version__}\n", said
+print("the wheel works:", said, end="")
+endef
+export SMOKE
+
+.PHONY: validate bounds check test lint docs dist bench quality clean
 
 validate: $(VENV)/.cli
 	$(BIN)/mftadv validate
@@ -25,6 +44,17 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# the site, in build/docs; any warning is an error
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -E -W --keep-going -n -q docs build/docs
+
+# the source archive and the wheel made of it, in dist/; then the wheel is used outside of the sources
+dist: $(VENV)/.dev
+	rm -rf dist build/dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m pip install --quiet --no-deps --target build/dist dist/*.whl
+	cd build/dist && PYTHONPATH=. ../../$(BIN)/python -c "$$SMOKE"
+
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
@@ -32,7 +62,7 @@ quality: $(VENV)/.peers
 	$(BIN)/python -m benchmarks.quality
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest .pytest_cache .ruff_cache .hypothesis .jax_cache *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest .pytest_cache .ruff_cache .hypothesis .jax_cache build dist *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 
+__version__ = "0.1.0"  # the only place: pyproject.toml reads it from here
+
 # Run as a command, this may be interrupted while all of it is imported: it ends at once then, without a traceback.
 _is_command = os.path.basename((sys.argv or [""])[0]) in ("-m", "mftadv")
 _handler = signal.signal(signal.SIGINT, lambda *_: os._exit(130)) if _is_command else None

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from mftadv.spec import concrete
 
@@ -52,9 +52,25 @@ class Matrix(abc.ABC):
     def rmatvec(self, v: Float[Array, "*rows m"]) -> tuple["Matrix", Float[Array, "*rows n"]]:
         """The matrix to use next, and W^T v for each row v."""
 
+    @abc.abstractmethod
+    def rank_one_update(self, left: Float[Array, "R m"], right: Float[Array, "R n"]) -> "Update":
+        """The matrix W + sum_r left_r right_r^T, as a step of training leaves it.
+
+        A lazy matrix knows its own law along the vectors of its queries alone: each left_r is a combination of vectors
+        it was queried with by `rmatvec`, each right_r of those by `matvec`. Else its law is no longer exact.
+        """
+
     # Not abstract: only a lazy matrix can run out of capacity.
     def check_capacity(self, inputs: int, cotangents: int) -> None:  # noqa: B027
         """Raise now the ValueError that so many further rows of `matvec` and of `rmatvec` would raise."""
+
+
+class Update(NamedTuple):
+    """The matrix W + D after an update D, |W + D|_F^2 - |W|_F^2, and |D|_F^2."""
+
+    matrix: Any
+    norm_change: Float[Array, ""]
+    size: Float[Array, ""]
 
 
 @jax.tree_util.register_dataclass
@@ -73,6 +89,12 @@ class DenseMatrix(Matrix):
 
     def rmatvec(self, v: Float[Array, "*rows m"]) -> tuple["DenseMatrix", Float[Array, "*rows n"]]:
         return self, _contract(v, self.entries, 0)
+
+    def rank_one_update(self, left: Float[Array, "R m"], right: Float[Array, "R n"]) -> Update:
+        update = _contract(left.T, right, 0)
+        after = self.entries + update
+        change = jnp.sum((after - self.entries) * (after + self.entries))  # of the entries as they are rounded
+        return Update(DenseMatrix(after), change, jnp.sum(update * update))
 
 
 def dense_gaussian(noise: Float[Array, " T"], shape: tuple[int, int], variance: jax.typing.ArrayLike) -> DenseMatrix:
@@ -106,10 +128,14 @@ class MatrixFree(Matrix):
     type: 7.6e-6 |v| in single precision) it is rounding noise: it is dropped and uses no capacity. Once the directions
     span the whole space nothing is left to draw, and the matrix goes on as the dense one that it has become.
 
+    Training keeps this exact. A gradient in W is a sum of outer products of vectors of earlier queries, P^T C Q with a
+    small core C, which all updates change and nothing else. The matrix after them is deviation W + P^T C Q.
+
     Attributes:
-        deviation: the standard deviation of an entry; what follows is of W / deviation.
+        deviation: the standard deviation of an entry; inputs and outputs are of W / deviation.
         inputs: Q and Y, of as many rows as the matrix has capacity.
         outputs: P and Z.
+        core: C, None before the first update.
         law_exact: False once a direction exceeded the capacity: its product reuses an earlier draw.
 
     Source: the conditioning of a Gaussian matrix on its products is the argument of Bolthausen 2014 and of Tensor
@@ -119,6 +145,7 @@ class MatrixFree(Matrix):
     deviation: Any
     inputs: _Side
     outputs: _Side
+    core: Any = None  # [D, C] for D outputs and C inputs
     law_exact: Any = True
     lazy: ClassVar[bool] = True
 
@@ -127,14 +154,24 @@ class MatrixFree(Matrix):
         return self.inputs.directions.dtype
 
     def matvec(self, v: Float[Array, "*rows n"]) -> tuple["MatrixFree", Float[Array, "*rows m"]]:
-        inputs, product, fits = _query("inputs", self.inputs, self.outputs, v)
-        following = dataclasses.replace(self, inputs=inputs, law_exact=self.law_exact & fits)
-        return following, self.deviation * product
+        inputs, product, fits = _query("inputs", self.inputs, self.outputs, self.deviation, self.core, v)
+        return dataclasses.replace(self, inputs=inputs, law_exact=self.law_exact & fits), product
 
     def rmatvec(self, v: Float[Array, "*rows m"]) -> tuple["MatrixFree", Float[Array, "*rows n"]]:
-        outputs, product, fits = _query("cotangents", self.outputs, self.inputs, v)
-        following = dataclasses.replace(self, outputs=outputs, law_exact=self.law_exact & fits)
-        return following, self.deviation * product
+        core = None if self.core is None else self.core.T
+        outputs, product, fits = _query("cotangents", self.outputs, self.inputs, self.deviation, core, v)
+        return dataclasses.replace(self, outputs=outputs, law_exact=self.law_exact & fits), product
+
+    def rank_one_update(self, left: Float[Array, "R m"], right: Float[Array, "R n"]) -> Update:
+        (of_left, left_known), (of_right, right_known) = _known(self.outputs, left), _known(self.inputs, right)
+        none = jnp.zeros((len(self.outputs.directions), len(self.inputs.directions)), self.dtype)
+        core = none if self.core is None else self.core
+        update = jnp.matmul(of_left, of_right.T, precision=matmul_precision())
+        images = self.deviation * _combine(of_right, self.inputs.images)
+        along = jnp.sum(left * images) + jnp.sum(update * core)  # <D, W>
+        size = jnp.sum(update * update)
+        exact = self.law_exact & left_known & right_known
+        return Update(dataclasses.replace(self, core=core + update, law_exact=exact), 2 * along + size, size)
 
     def check_capacity(self, inputs: int, cotangents: int) -> None:
         _check_capacity("inputs", self.inputs, inputs)
@@ -178,8 +215,11 @@ def matmul_precision() -> str:
     return jax.config.jax_default_matmul_precision or "highest"  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _query(name: str, side: _Side, other: _Side, v: Array) -> tuple[_Side, Array, Any]:
-    """The queried side with the new directions, its product with v, and whether the capacity was sufficient."""
+def _query(name: str, side: _Side, other: _Side, deviation: Any, core: Any, v: Array) -> tuple[_Side, Array, Any]:
+    """The queried side with the new directions, its product with v, and whether the capacity was sufficient.
+
+    The core [other, side] is that of what was learnt, None for nothing.
+    """
     rows = v.reshape(math.prod(v.shape[:-1]), v.shape[-1])
     count, capacity = len(rows), len(side.directions)
     _check_capacity(name, side, count)
@@ -191,9 +231,14 @@ def _query(name: str, side: _Side, other: _Side, v: Array) -> tuple[_Side, Array
     places = side.rank + jnp.where(drawn, added - 1, added)
     noise = _rows_at(side.images, places)
     # The component of each image along the directions of the other side is known; noise stands for the rest alone.
-    known = _contract(fresh, other_images, 1) - jnp.where(drawn[:, None], _contract(noise, other_directions, 1), 0)
-    correction = _contract(known, other_directions, 0)
-    product = _contract(old, images, 0) + _contract(new, noise + correction, 0)
+    known = _coordinates(other_images, fresh) - jnp.where(drawn[None], _coordinates(other_directions, noise), 0)
+    if core is None:
+        correction, learnt = _combine(known, other_directions), 0
+    else:  # in one pass over the directions, which takes most of the time
+        of_learnt = _coordinates(core[: len(other_directions), : len(directions)], old.T)
+        both = _combine(jnp.concatenate([known, of_learnt], axis=1), other_directions)
+        correction, learnt = both[:count], both[count:]
+    product = deviation * (_combine(old, images) + _contract(new, noise + correction, 0)) + learnt
     rank = side.rank + added[-1]
     following = _Side(
         _add_rows(side.directions, places, fresh),
@@ -202,6 +247,14 @@ def _query(name: str, side: _Side, other: _Side, v: Array) -> tuple[_Side, Array
         side.queries + count,
     )
     return following, product.reshape(*v.shape[:-1], -1), rank <= capacity
+
+
+def _known(side: _Side, rows: Array) -> tuple[Array, Any]:
+    """The coordinates [C, R] of rows along the directions, and whether nothing but rounding is left of any row."""
+    coordinates = _coordinates(side.directions, rows)
+    rest = rows - _combine(coordinates, side.directions)
+    squares, allowed = jnp.sum(rows * rows, axis=-1), 256 * jnp.finfo(rows.dtype).eps
+    return coordinates, jnp.all(jnp.sum(rest * rest, axis=-1) <= allowed**2 * squares)
 
 
 def _rows_at(buffer: Array, places: Array) -> Array:
@@ -237,37 +290,76 @@ def _in_use(side: _Side) -> tuple[Array, Array]:
 
 
 def _orthonormalise(directions: Array, rows: Array) -> tuple[Array, Array, Array]:
-    """Split rows v = old @ directions + new @ fresh by Gram-Schmidt.
+    """Split rows v = old^T directions + new fresh by Gram-Schmidt.
 
-    Returns fresh [R, n], old [R, C] and new [R, R], lower triangular. A v whose residual is rounding noise has 0 for
+    All rows pass over the directions together, twice, since the second pass removes what rounding leaves after the
+    first; then each over the fresh ones before it.
+
+    Returns fresh [R, n], old [C, R] and new [R, R], lower triangular. A v whose residual is rounding noise has 0 for
     its row of fresh and on the diagonal of new.
     """
-    count, threshold = len(rows), 64 * jnp.finfo(rows.dtype).eps
-
-    def split(fresh, v):
-        v, size = _unit(v)
-        old, new, residual = jnp.zeros(len(directions), v.dtype), jnp.zeros(len(fresh), v.dtype), jnp.sign(size)
-        if len(directions) + len(fresh):
-            for _ in range(2):  # the second pass removes what rounding leaves after the first
-                of_old, of_new = _contract(v, directions, 1), _contract(v, fresh, 1)
-                v = v - _contract(of_old, directions, 0) - _contract(of_new, fresh, 0)
-                old, new = old + of_old, new + of_new
-            residual = jnp.sqrt(jnp.sum(v * v))
-            v = v * (1 / jnp.where(residual > 0, residual, 1))
-        residual = jnp.where(residual > threshold, residual, 0)
-        return jnp.where(residual > 0, v, 0), size * old, size * new, size * residual
-
-    if count == 1:
-        fresh, old, _, residual = split(rows[:0], rows[0])
-        return fresh[None], old[None], residual[None, None]
+    rest, sizes = _units(rows)
+    old, threshold = jnp.zeros((len(directions), len(rows)), rows.dtype), 64 * jnp.finfo(rows.dtype).eps
+    if len(directions):
+        for _ in range(2):
+            rest, old = _without(directions, rest, old)
 
     def step(fresh, position_and_row):
-        position, v = position_and_row
-        direction, old, new, residual = split(fresh, v)
-        return fresh.at[position].set(direction), (old, new.at[position].set(residual))
+        position, v, of_old = position_and_row
+        before, of_fresh = jnp.sum(v * v), jnp.zeros((len(rows), 1), v.dtype)
+        v, of_fresh = _without(fresh, v[None], of_fresh)
+        # A residual that is a small part of v has lost digits of what it was orthogonal to.
+        cancelled = jnp.sum(v * v) < 0.01 * before
+        v, of_old = jax.lax.cond(
+            cancelled, lambda v, old: _without(directions, v, old), lambda v, old: (v, old), v, of_old[:, None]
+        )
+        v, of_fresh = _without(fresh, v, of_fresh)
+        direction, residual = _direction(v[0], threshold)
+        return fresh.at[position].set(direction), (of_old[:, 0], of_fresh[:, 0].at[position].set(residual))
 
-    fresh, (old, new) = jax.lax.scan(step, jnp.zeros_like(rows), (jnp.arange(count), rows))
-    return fresh, old, new
+    if len(rows) == 1:
+        direction, residual = _direction(rest[0], threshold)
+        return direction[None], old * sizes[None], (residual * sizes)[None]
+    fresh, (old, new) = jax.lax.scan(step, jnp.zeros_like(rows), (jnp.arange(len(rows)), rest, old.T))
+    return fresh, old.T * sizes[None], new * sizes[:, None]
+
+
+def _without(directions: Array, rows: Array, coordinates: Array) -> tuple[Array, Array]:
+    """The rows less their parts along the directions, whose coordinates [C, R] are added to those given."""
+    along = _coordinates(directions, rows)
+    return rows - _combine(along, directions), coordinates + along
+
+
+def _direction(v: Array, threshold: ArrayLike) -> tuple[Array, Array]:
+    """The unit vector along v and |v|, both 0 where |v| is up to the threshold or not a number."""
+    length = jnp.sqrt(jnp.sum(v * v))
+    residual = jnp.where(length > threshold, length, 0)
+    return jnp.where(residual > 0, v * (1 / jnp.where(residual > 0, residual, 1)), 0), residual
+
+
+def _units(rows: Array) -> tuple[Array, Array]:
+    """The unit vectors along rows (0 for 0), and the lengths of the rows."""
+    if len(rows) == 1:
+        unit, length = _unit(rows[0])
+        return unit[None], length[None]
+    return jax.lax.map(_unit, rows)
+
+
+def _coordinates(directions: Array, rows: Array) -> Float[Array, "C R"]:
+    """The products of directions [C, n] and rows [R, n].
+
+    Not [R, C]: on a CPU that takes three times as long for two to eight rows.
+    """
+    if len(rows) == 1:
+        return _contract(rows, directions, 1).T
+    return jax.lax.dot_general(directions, rows, (((1,), (1,)), ((), ())), precision=matmul_precision())
+
+
+def _combine(coordinates: Float[Array, "C R"], directions: Array) -> Float[Array, "R n"]:
+    """The combinations of directions [C, n] with these coordinates."""
+    if coordinates.shape[1] == 1:
+        return _contract(coordinates.T, directions, 0)
+    return jax.lax.dot_general(coordinates, directions, (((0,), (0,)), ((), ())), precision=matmul_precision())
 
 
 def _unit(v: Array) -> tuple[Array, Array]:

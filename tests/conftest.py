@@ -1,5 +1,6 @@
 """A strict process: shapes checked against their annotations, four devices, no silent promotion of dtypes or ranks."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -32,6 +33,13 @@ with install_import_hook("mftadv", "tests.typecheck.check"):
 # compiling trips every per-example deadline
 hypothesis.settings.register_profile("mftadv", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("mftadv")
+
+
+def pytest_collection_finish():
+    """The garbage collector would go over all that is imported again and again: tracing makes many small objects."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 50, 100)
 
 
 @pytest.fixture

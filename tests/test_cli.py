@@ -1,6 +1,7 @@
 """The command line as a user meets it: real input, wrong input, an interruption, a machine that fails."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 import xarray
 
+import mftadv
 from mftadv import cli, experiments, store, theory
+from mftadv.__main__ import Output
 from mftadv.compare import judge
-from mftadv.experiments import loss_bounds
+from mftadv.experiments import EXPERIMENTS, loss_bounds
 from mftadv.spec import NetworkSpec
 from mftadv.sweep import _compute, sweep
 
@@ -176,7 +179,9 @@ def test_deep_and_narrow_networks_are_planned(run, options, monkeypatch):
 @pytest.mark.parametrize("command", ["validate", "bounds"])
 @pytest.mark.slow
 def test_an_interruption_is_gone_on_from(run, tmp_path, monkeypatch, command):
-    options = BOUNDS if command == "bounds" else TINY
+    first = options = [*BOUNDS, "--attack", "frugal", "--batch-size", "10"] if command == "bounds" else TINY
+    if command == "validate":  # goes on in other batches
+        first = [*TINY, "--batch-size", "10"]
     write, written = store.RunFolder.write_part, []
 
     def stopped(self, *arguments):
@@ -188,7 +193,7 @@ def test_an_interruption_is_gone_on_from(run, tmp_path, monkeypatch, command):
     monkeypatch.setattr(_compute, "_STRETCH", 0.0)
     with monkeypatch.context() as context:
         context.setattr(store.RunFolder, "write_part", stopped)
-        status, _, err = run(*options, "--batch-size", "10", "--out", "here", command=command)
+        status, _, err = run(*first, "--out", "here", command=command)
     assert (status, err) == (130, "mftadv: interrupted; the same command goes on from what is stored\n")
     assert not (tmp_path / "here" / "claims.json").exists()
     done = run("here", command="status")[1].splitlines()
@@ -226,7 +231,7 @@ def test_shards_are_merged(run, tmp_path):
 
 @pytest.mark.slow
 def test_shards_of_a_sweep_are_merged(run, tmp_path):
-    text = 'statistic = "jacobian"\nnetworks = 21\n[network]\ninput_dim = 3\nwidth = 6\n[grid]\n'
+    text = 'statistic = "jacobian"\nnetworks = 21\n[network]\ninput_dim = 3\nwidth = 6\ndepth = 1\n[grid]\n'
     (tmp_path / "s.toml").write_text(text + "weight_variance = [1, 2.0]\np = [inf]\n")
     assert run("s.toml", "--out", "whole", command="sweep")[0] == 0
     for share in ("0", "1"):
@@ -304,7 +309,7 @@ def test_bounds_writes_what_it_says(run, tmp_path):
 def test_bounds_without_matrices_and_a_wrong_bound(run, tmp_path, monkeypatch):
     true = theory.chevet_excess
     monkeypatch.setattr(theory, "chevet_excess", lambda *args: 0.25 * (1 + true(*args)) - 1)
-    status, out, _ = run(*BOUNDS, "--engine", "matrix_free", command="bounds")
+    status, out, _ = run(*BOUNDS, "--engine", "matrix_free", "--attack", "frugal", command="bounds")
     assert status == 1
     assert "engine    matrix_free; cost of a network" in out
     folder = tmp_path / "results" / "bounds-1"
@@ -449,7 +454,17 @@ def test_help_names_every_option(capsys):
         assert option in out
         assert "--networks" in out
     assert cli.main(["--version"]) == 0
-    assert re.fullmatch(r"mftadv \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+    assert capsys.readouterr().out == f"mftadv {mftadv.__version__}\n"
+
+
+def test_the_shell_completes_commands_and_options(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--tyro-print-completion", "bash"])
+    assert not stop.value.code
+    script = capsys.readouterr().out
+    for word in (*EXPERIMENTS, "sweep", "--weight-variance", "--networks"):
+        assert word in script
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
 @pytest.mark.slow
@@ -504,7 +519,7 @@ def shell(command, folder, environment, **more):
 
 
 @pytest.mark.slow
-def test_a_closed_pipe_or_output_loses_no_run(tmp_path, environment):
+def test_a_closed_pipe_or_output_loses_no_run(tmp_path, environment, monkeypatch):
     command = f"mftadv validate {' '.join(TINY)} --out é"
     found = shell(f"{command} | head -1", tmp_path, environment, PYTHONIOENCODING="ascii")
     assert (found.returncode, found.stderr) == (0, "")
@@ -512,9 +527,11 @@ def test_a_closed_pipe_or_output_loses_no_run(tmp_path, environment):
     assert store.status(tmp_path / "é", check=True).is_current
     found = shell(f"{command} >&-", tmp_path, environment)
     assert (found.returncode, found.stderr) == (0, "")
-    found = shell(command, tmp_path, environment, PYTHONIOENCODING="ascii")
-    assert (found.returncode, found.stderr) == (0, "")
-    assert found.stdout.rstrip().endswith("/?")
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", Output(io.TextIOWrapper(written, "ascii", write_through=True)))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(command.split()[1:]) == 0
+    assert written.getvalue().decode("ascii").rstrip().endswith("/?")
 
 
 @pytest.mark.slow
@@ -564,14 +581,15 @@ def test_signals_end_it_at_once(tmp_path, environment):
 
 
 @pytest.mark.slow
-def test_two_at_once(tmp_path, environment):
+def test_two_at_once(run, tmp_path, environment):
     first = started(tmp_path, environment, "--networks", "5000000", "--out", "run")
     try:
         while not (tmp_path / "run" / "run.json").exists() and first.poll() is None:
             time.sleep(0.05)
-        found = shell(f"mftadv validate {' '.join(TINY)} --out run", tmp_path, environment)
-        assert (found.returncode, found.stderr.count("\n")) == (2, 1)
-        assert "another process is at work in" in found.stderr
+        first.send_signal(signal.SIGSTOP)  # it holds its folder all the same
+        status, _, err = run(*TINY, "--out", "run")
+        assert (status, err.count("\n")) == (2, 1)
+        assert "another process is at work in" in err
     finally:
         first.kill()
         first.communicate()

@@ -1,4 +1,4 @@
-"""A stage imports only stages above it; the public names and the README's map follow the same order."""
+"""A stage imports only stages above it; the public names and the map of the modules follow the same order."""
 
 import ast
 import re
@@ -62,8 +62,8 @@ def test_public_names_are_those_imported_in_the_order_of_the_stages():
     assert sorted(names) == sorted(mftadv.__all__)
 
 
-def test_readme_maps_every_stage_there_is():
-    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+def test_the_page_on_the_architecture_has_every_stage_there_is():
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
     assert rows == [stage for stage in STAGES if stage in {stage_of(file) for file in FILES}]
 
 

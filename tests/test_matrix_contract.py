@@ -94,6 +94,29 @@ def test_a_wrong_transpose_is_detected():
         check(Skewed(dense().entries))
 
 
+@jax.jit
+def updated(matrix, v, g):
+    matrix, before = matrix.matvec(v)
+    matrix, transposed = matrix.rmatvec(g)
+    update = matrix.rank_one_update(g, v)
+    return update, before, transposed, update.matrix.matvec(v)[1], update.matrix.rmatvec(g)[1]
+
+
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.slow
+def test_an_update_adds_outer_products_of_queried_vectors(name):
+    v, g = (rows[:2] for rows in operands())
+    update, before, transposed, after, transposed_after = updated(TABLE[name](), v, g)
+    assert update.matrix.law_exact
+    v, g = np.asarray(v), np.asarray(g)
+    same = functools.partial(np.testing.assert_allclose, rtol=0, atol=3e-5)
+    same(after, before + v @ v.T @ g)
+    same(transposed_after, transposed + g @ g.T @ v)
+    size = np.sum((g.T @ v) ** 2)
+    same(update.size, size, rtol=1e-5)
+    same(update.norm_change, 2 * np.sum(g * before) + size, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", TABLE)
 @pytest.mark.slow
 def test_the_same_matrix_gives_the_same_products_compiled_or_not(name):

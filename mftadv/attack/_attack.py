@@ -39,9 +39,16 @@ class Attack:
         number = np.concatenate([np.arange(rule.steps) for rule in self.rules])
         return np.append(which, which[-1]), np.append(number, number[-1])
 
-    def queries(self, input_dim: int, output_dim: int) -> tuple[int, int]:
-        """How many differences and how many cotangents it takes at one input."""
-        evaluations = sum(piece.count for piece in self.starts) * len(self.schedule()[0])
+    @property
+    def count(self) -> int:
+        """How many candidates it has at each input."""
+        return sum(piece.count for piece in self.starts)
+
+    def queries(self, input_dim: int, output_dim: int, starts: int | None = None) -> tuple[int, int]:
+        """How many differences and how many cotangents it takes at one input, from its own starts or so many others."""
+        evaluations = (starts or self.count) * len(self.schedule()[0])
+        if starts is not None:
+            return evaluations, evaluations
         jacobian = jacobian_queries(input_dim, output_dim) if self.uses_jacobian else (0, 0)
         parts = [(evaluations, evaluations), jacobian, *(piece.queries(input_dim) for piece in self.starts)]
         differences, cotangents = (sum(side) for side in zip(*parts, strict=True))

@@ -12,11 +12,11 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 from mftadv import oracle
 from mftadv.attack._attack import Attack, named_attack
 from mftadv.attack._pieces import Candidates, Loss, Objective, Problem, evaluate, start
-from mftadv.linear import jacobian_and_shift, jacobian_queries
-from mftadv.network import Network
+from mftadv.linear import jacobian_and_shift
+from mftadv.network import Evaluation, Network
 from mftadv.norms import vector_norm
 from mftadv.oracle import Function, Source
-from mftadv.spec import NetworkSpec, check_exponent, concrete, key_for, representable
+from mftadv.spec import check_exponent, concrete, key_for, representable
 
 _CLOSE = 1e-2  # two values that differ by at most this share are counted as values of one maximum
 
@@ -40,6 +40,7 @@ class AdversarialLoss(NamedTuple):
         restarts: the best value of each start.
         zero_gradients: the share of evaluations whose gradient was exactly 0: 1 for a function that is constant around
             all of them, or that hides its gradient (a hard threshold, a saturated sigmoid).
+        candidates: the best perturbation of each start, where a later call may begin; 0 where none was better.
         rounding: how much of the value may be rounding, in float32 at least: the q-norm of r (|f(x)| + |J| |x|) with r
             the precision of x (without J(x): of r |f(x)|), since a plain function is subtracted; 0 for a network, which
             propagates the difference itself.
@@ -56,6 +57,7 @@ class AdversarialLoss(NamedTuple):
     restarts: Float[Array, "*B R"]
     zero_gradients: Float[Array, "*B"]
     rounding: Float[Array, "*B"]
+    candidates: Float[Array, "*B R d"]
 
     @property
     def law_exact(self) -> Any:
@@ -82,6 +84,7 @@ def adversarial_loss(
     chunk_size: int | None = None,
     loss: Loss | None = None,
     targets: Float[ArrayLike, "*B T"] | None = None,
+    starts: Float[ArrayLike, "*B R d"] | None = None,
 ) -> AdversarialLoss:
     """The adversarial loss from below, by attack: no label, no input box, no scale of the input is assumed.
 
@@ -117,6 +120,8 @@ def adversarial_loss(
             and targets [..., T] to numbers [...]. The value is then its increase, loss(f(x + eta), target) -
             loss(f(x), target), and 0 at least; q is used by the starts alone. `mftadv.training.LOSSES` has two.
         targets: of the inputs, one row of T numbers each (one-hot labels, say); none without a loss.
+        starts: perturbations at which the attack begins in place of its own starts, projected on the ball and the box:
+            the `candidates` of another call, say, at a similar network or size.
 
     Returns:
         An `AdversarialLoss`. For a matrix-free network go on with its `.network`.
@@ -129,22 +134,45 @@ def adversarial_loss(
 
     Source: Kumano et al. 2023, definition of the adversarial loss; the attack is ours, see its pieces.
     """
-    p, q = check_exponent("p", p), check_exponent("q", q)
-    key, attack = key_for("adversarial_loss", key), named_attack(attack, p)
+    p = check_exponent("p", p)
     source, x = oracle.trace(net_or_f, x)
+    return attacked_from(
+        source, x, None, eps, p, q, key, named_attack(attack, p), box, chunk_size, loss, targets, starts
+    )
+
+
+def attacked_from(
+    source: Network | Function,
+    x: Array,
+    base: Evaluation | None,
+    eps: ArrayLike,
+    p: float,
+    q: float,
+    key: Array,
+    attack: Attack,
+    box: Any = None,
+    chunk_size: int | None = None,
+    loss: Loss | None = None,
+    targets: Any = None,
+    starts: Any = None,
+) -> AdversarialLoss:
+    """`adversarial_loss` of a source as it was traced, with its value at x where that is known."""
+    q, key = check_exponent("q", q), key_for("adversarial_loss", key)
     dtype, (*points, d) = x.dtype, x.shape
     eps = _check_eps(eps, dtype, points)
     objective = _objective(q, loss, targets, dtype, points)
-    base = oracle.value(source, x)
+    if starts is not None:
+        starts = _check_starts(starts, dtype, points, d)
+    base = oracle.value(source, x) if base is None else base
     network = None if base.network is None or base.network.is_dense else base.network
     if network is not None:
-        each = attack.queries(d, base.output.shape[-1])
+        each = attack.queries(d, base.output.shape[-1], None if starts is None else starts.shape[-2])
         network.check_capacity(*(math.prod(points) * number for number in each))
     lower, upper, inside = _box_of_eta(x, box)
     defined = inside & jnp.all(jnp.isfinite(base.output), axis=-1) & jnp.isfinite(eps) & (eps >= 0)
 
     jacobian = None
-    if attack.uses_jacobian:
+    if attack.uses_jacobian and starts is None:
         jacobian, _, used = jacobian_and_shift(source, base, d, chunk_size)
         network = None if network is None else used
     # The search itself is not differentiated: it would cost memory and a multiple of the time, for a gradient that is
@@ -153,15 +181,11 @@ def adversarial_loss(
     radius = jax.lax.stop_gradient(jnp.where(defined, eps, 0))
     box = (None, None) if lower is None or upper is None else (lower[..., None, :], upper[..., None, :])
     problem = Problem(fixed_source, fixed_base, fixed_jacobian, d, radius[..., None], p, objective, box)
-    # One draw for all starts, since each draw takes long to compile. An attack with more starts begins with the same
-    # numbers, one in half precision with the rounded ones.
-    sizes = [piece.normals(tuple(points), d) for piece in attack.starts]
-    normals = jax.random.normal(key, (sum(sizes),), _single(dtype)).astype(dtype)
-    starts = []
-    for piece, some in zip(attack.starts, jnp.split(normals, np.cumsum(sizes))[:-1], strict=True):
-        network, eta = piece(problem, network, some)
-        starts.append(eta)
-    candidates, history = _run(problem, network, jnp.concatenate(starts, axis=-2), attack)
+    if starts is None:
+        network, eta = _own_starts(problem, network, key, attack, points)
+    else:
+        eta = problem.project(starts)
+    candidates, history = _run(problem, network, eta, attack)
     best, second, winner = _two_largest(candidates.value)
     perturbation = jnp.sum(jnp.where(winner[..., None], candidates.best, 0), axis=-2)
     history = jnp.moveaxis(history, 0, -1)
@@ -185,7 +209,31 @@ def adversarial_loss(
         candidates.value,
         zero_gradients,
         rounding,
+        candidates.best,
     )
+
+
+def _own_starts(
+    problem: Problem, network: Any, key: Array, attack: Attack, points: list[int]
+) -> tuple[Any, Float[Array, "*B R d"]]:
+    """The network to use next, and the candidates of the attack's own starts."""
+    # One draw for all starts, since each draw takes long to compile. An attack with more starts begins with the same
+    # numbers, one in half precision with the rounded ones.
+    dtype, d = problem.base.output.dtype, problem.input_dim
+    sizes = [piece.normals(tuple(points), d) for piece in attack.starts]
+    normals = jax.random.normal(key, (sum(sizes),), _single(dtype)).astype(dtype)
+    starts = []
+    for piece, some in zip(attack.starts, jnp.split(normals, np.cumsum(sizes))[:-1], strict=True):
+        network, eta = piece(problem, network, some)
+        starts.append(eta)
+    return network, jnp.concatenate(starts, axis=-2)
+
+
+def _check_starts(starts: ArrayLike, dtype: Any, points: list[int], d: int) -> Float[Array, "*B R d"]:
+    shape = jnp.shape(starts)
+    if len(shape) != len(points) + 2 or shape[: len(points)] != tuple(points) or shape[-1] != d or not shape[-2]:
+        raise ValueError(f"starts: expected some perturbations of each input, {[*points, 'R', d]}, got {list(shape)}")
+    return jax.lax.stop_gradient(jnp.asarray(starts, dtype))
 
 
 def _check_eps(eps: ArrayLike, dtype: Any, points: list[int]) -> Array:
@@ -278,58 +326,6 @@ def _(q: float, loss: Loss | None, primals: tuple, tangents: tuple) -> tuple[Arr
         return Objective(q, loss, targets).value(base.output, oracle.difference(source, base, eta).output)
 
     return value, jax.jvp(objective, (*operands, radius), tuple(tangents[:3]))[1]
-
-
-def capacity_for(
-    spec: NetworkSpec,
-    *,
-    evaluate: int = 0,
-    linear_representation: int = 0,
-    adversarial_loss: int = 0,
-    p: float = 2,
-    attack: str | Attack = "default",
-) -> tuple[int, int]:
-    """The capacity that a matrix-free network needs for a task: how many inputs and cotangents it is queried with.
-
-    Each of the first three keywords names a function and says for how many inputs it is called in all; the sum is for
-    all of them, one after the other, on the network that each returns.
-
-    Memory and time of a network grow as L N (inputs + cotangents) and as L N (inputs + cotangents)^2. At N = 10^5,
-    L = 10 and one input, an attack by "frugal" (9 evaluations) needs about 1 GB. "default" (300 without its scored
-    starts, which a matrix-free network leaves out) takes 28 times the memory and 99 times the time, measured at
-    N = 1000 and L = 10: "frugal" is the preset for matrix-free networks.
-
-    Args:
-        spec: the law of the network.
-        evaluate: number of inputs of `evaluate`.
-        linear_representation: number of inputs of `linear_representation`.
-        adversarial_loss: number of inputs of `adversarial_loss`.
-        p: exponent of its perturbations.
-        attack: its attack.
-
-    Returns:
-        (inputs, cotangents), for `init(..., engine="matrix_free", capacity=...)`.
-
-    Raises:
-        ValueError: a number is not an integer >= 0, p is below 1, or there is no such attack.
-
-    Source: counting. J comes by rows where K <= d (K cotangents an input), else by columns (d + 1 more inputs).
-    """
-    numbers = {
-        "evaluate": evaluate,
-        "linear_representation": linear_representation,
-        "adversarial_loss": adversarial_loss,
-    }
-    for name, number in numbers.items():
-        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-            raise ValueError(f"{name}: expected an integer >= 0, got {number!r}")
-    d, K = spec.input_dim, spec.output_dim
-    columns, rows = jacobian_queries(d, K)
-    differences, cotangents = named_attack(attack, check_exponent("p", p)).queries(d, K)
-    each = ((1, 0), (1 + columns, rows), (1 + differences, cotangents))
-    taken = [[number * side for side in pair] for number, pair in zip(numbers.values(), each, strict=True)]
-    inputs, outputs = (sum(side) for side in zip(*taken, strict=True))
-    return inputs, outputs
 
 
 def _run(problem: Problem, network: Any, starts: Array, attack: Attack) -> tuple[Candidates, Array]:

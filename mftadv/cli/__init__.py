@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import io
 import itertools
 import re
@@ -15,6 +14,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
+import mftadv
 from mftadv import experiments, report, store
 from mftadv.experiments import EXPERIMENTS, Budget, Experiment, Result, SweepFile
 from mftadv.report import Terminal
@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments == ["--version"]:
-        print(f"mftadv {importlib.metadata.version('mftadv')}")
+        print(f"mftadv {mftadv.__version__}")
         return 0
     terminal = Terminal(Console(highlight=False, width=None if sys.stdout.isatty() else 100))
     try:

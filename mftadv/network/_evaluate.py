@@ -19,12 +19,14 @@ class Evaluation(NamedTuple):
 
     `output` is f(x) or a difference of f, [..., K]. `at` is what the derivatives need: the preactivations of every
     layer, [..., N] each, or the input itself of a plain function. `network` is the `Network` to use next, None for a
-    plain function.
+    plain function. `hidden` are the inputs h_0, ..., h_{L-1} of the layers and h_L of the readout, or the differences
+    of these, [..., N] each; none of a plain function.
     """
 
     output: Float[Array, "*points K"]
     at: tuple[Float[Array, "*points _"], ...]
     network: Any
+    hidden: tuple[Float[Array, "*points _"], ...] = ()
 
 
 def apply(network: Network, x: Float[ArrayLike, "*B d"]) -> Float[Array, "*B K"]:
@@ -148,17 +150,44 @@ def backward(
     return rows, tuple(layers[::-1]), _with_matrices(network, embedding, weights[::-1], readout)
 
 
-def hidden_layers(
-    network: Network, at: Evaluation, x: Float[Array, "*points d"]
-) -> tuple[Float[Array, "*points N"], ...]:
-    """The inputs h_0, ..., h_{L-1} of the layers and the input h_L of the readout, where `forward` was evaluated at x.
+def backward_pair(
+    network: Network,
+    base: Evaluation,
+    moved: Evaluation,
+    cotangents: Float[Array, "B K"],
+    of_change: Float[Array, "B K"],
+) -> tuple[tuple[tuple[Float[Array, "B N"], Float[Array, "B N"]], ...], Network]:
+    """The gradient of a loss of f(x) and of f(x + eta) - f(x) in all layers, and the network to use next.
 
-    A dense network's: h_0 of a matrix-free one is a query of its own.
+    With c_l(g) the cotangent of the preactivation of layer l at x for a cotangent g of the output, c'_l(g) the same at
+    x + eta, h and dh the inputs of a layer and their differences, the gradient in W_l is the sum over the inputs of
+
+        (c_l(g) + c'_l(g') - c_l(g')) h_{l-1}^T + c'_l(g') dh_{l-1}^T
+
+    and that in b_l the sum of the first bracket, whose difference is carried along and not subtracted.
+
+    Args:
+        network: the network to query.
+        base: f at x [B, d].
+        moved: f(x + eta) - f(x) by `difference`.
+        cotangents: g, the derivative of the loss in f(x).
+        of_change: g', that in f(x + eta) - f(x).
+
+    Returns:
+        For each layer the bracket and c'_l(g'), [B, N] each.
     """
-    hidden = [network.frozen.embedding.matvec(x)[1]]
-    for i, z in enumerate(at.at):
-        hidden.append(_after_block(network, i, hidden[-1], _activation(network.spec, z)))
-    return tuple(hidden)
+    params, frozen, spec = network.params, network.frozen, network.spec
+    readout, g = frozen.readout.rmatvec(jnp.stack([cotangents, of_change]))
+    weights, layers = [], []
+    for i in reversed(range(spec.depth)):
+        c = g * _trailing(frozen.signs[i], g) if frozen.signs else g
+        here = _slope(spec, base.at[i])
+        there = _slope(spec, moved.at[i])
+        layers.append((here * c[0] + (there - here) * c[1], there * c[1]))
+        matrix, below = params.weights[i].rmatvec(jnp.stack(layers[-1]))
+        weights.append(matrix)
+        g = g + below if spec.has_shortcut else below
+    return tuple(layers[::-1]), _with_matrices(network, frozen.embedding, weights[::-1], readout)
 
 
 def pushforward(
@@ -192,14 +221,15 @@ def _through_layers(network: Network, embedding: Matrix, h: Array, layer, base=N
     z_l is the preactivation at the base point, None where there is none.
     """
     params, frozen = network.params, network.frozen
-    weights, at = [], []
+    weights, at, hidden = [], [], [h]
     for i, (matrix, bias) in enumerate(zip(params.weights, params.biases, strict=True)):
         matrix, z, branch = layer(matrix, bias, base[i] if base else None, h)
         h = _after_block(network, i, h, branch)
         weights.append(matrix)
         at.append(z)
+        hidden.append(h)
     readout, output = frozen.readout.matvec(h)
-    return Evaluation(output, tuple(at), _with_matrices(network, embedding, weights, readout))
+    return Evaluation(output, tuple(at), _with_matrices(network, embedding, weights, readout), tuple(hidden))
 
 
 def _after_block(network: Network, i: int, h: Array, branch: Array) -> Array:

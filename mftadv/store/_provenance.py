@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import mftadv
 from mftadv.matrices import matmul_precision
 
 
@@ -29,7 +30,8 @@ def provenance(*, mesh: jax.sharding.Mesh | None = None, **facts: Any) -> dict[s
         "matmul_precision": jsonable(matmul_precision()),
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("mftadv", "jax", "jaxlib", "numpy", "scipy")},
+            "mftadv": mftadv.__version__,
+            **{name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy", "scipy")},
         },
         "device": f"{device.platform}: {device.device_kind}",
         "mesh": None if mesh is None else dict(mesh.shape),

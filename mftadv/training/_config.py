@@ -66,6 +66,8 @@ class TrainingConfig:
         evaluate_every: steps between two evaluations; None for a tenth of all. Training is computed in segments of so
             many steps.
         attack: a name or an `Attack`, see `mftadv.adversarial_loss`. "fast" is 6 evaluations of the function.
+        warm_start: whether the attack of a step begins at the best perturbations that the last step's found from each
+            of its starts, the first step's at those of its own: fewer steps of attack suffice. Only without batches.
         optimizer: a function of the learning rate to an optax `GradientTransformation`, such as `optax.adam`; None for
             plain gradient descent, which theory is about.
         trained: which parts change: "weights" W_l and "biases" b_l in the paper, "readout" P_out as well on demand.
@@ -87,6 +89,7 @@ class TrainingConfig:
     batch_size: int | None = None
     evaluate_every: Any = None  # an integer once constructed
     attack: str | Attack = "default"
+    warm_start: bool = False
     optimizer: Callable[[Any], Any] | None = None
     trained: tuple[str, ...] = ("weights", "biases")
 
@@ -115,6 +118,11 @@ class TrainingConfig:
             if isinstance(value := getattr(self, name), numbers.Real):
                 set_to(name, float(value))
         named_attack(self.attack, self.p)
+        if self.warm_start and (self.batch_size is not None or self.adversarial is None):
+            got = f"batch_size={self.batch_size!r}, adversarial={self.adversarial!r}"
+            raise ValueError(
+                f"warm_start: expected an adversary and no batches, since each input has its own, got {got}"
+            )
         parts = tuple(part for part in TRAINABLE if part in self.trained)
         if not isinstance(self.trained, tuple) or not parts or len(parts) != len(self.trained):
             raise ValueError(f"trained: expected a tuple of some of {', '.join(TRAINABLE)}, got {self.trained!r}")

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from mftadv.attack import adversarial_loss
-from mftadv.matrices import DenseMatrix
-from mftadv.network import Network, difference, forward
+from mftadv.attack import AdversarialLoss, attacked_from, named_attack
+from mftadv.matrices import DenseMatrix, matmul_precision
+from mftadv.network import Evaluation, Network, backward, backward_pair, difference, forward
 from mftadv.norms import vector_norm
 from mftadv.spec import fold_in_loop, key_for
 from mftadv.theory import alpha
@@ -21,12 +21,14 @@ class State(NamedTuple):
 
     Attributes:
         network: as it is now.
-        optimizer: the state of the optax transformation.
+        optimizer: the state of the optax transformation, () for plain gradient descent.
         step: how many steps were taken.
         stopped: the number of the step at which the loss, or what the step would have led to, was not finite: from
-            then on nothing changes; -1 while there was none.
+            then on the parameters do not change; -1 while there was none.
         norm_change: |W_l|_F^2 - |W_l(0)|_F^2 for each layer, summed step by step.
         norm_change_predicted: the same by the exact identity, see `step`.
+        perturbations: the best that the last attack found from each of its starts, where the next begins; None
+            without `warm_start`.
     """
 
     network: Network
@@ -35,23 +37,27 @@ class State(NamedTuple):
     stopped: Int[Array, ""]
     norm_change: Float[Array, " L"]
     norm_change_predicted: Float[Array, " L"]
+    perturbations: Any = None  # [n, R, d]
 
 
 class Gradient(NamedTuple):
-    """The gradient of the training loss in the weights, the biases and what else is trained, and the loss.
+    """The gradient of the training loss, and the loss.
 
-    `homogeneous` is the mean over the batch of <f, dloss/df> + <f' - f, dloss/d(f' - f)>, with f = f(x) and
-    f' = f(x + eta): for the paper's loss <f, dL_std/df> + lambda L_adv.
+    A gradient in a matrix is sum_r left_r right_r^T for few vectors, which serves a matrix that is held entry by entry
+    and one that is not. `homogeneous` is the mean over the batch of <f, dloss/df> + <f' - f, dloss/d(f' - f)>, with
+    f = f(x) and f' = f(x + eta): for the paper's loss <f, dL_std/df> + lambda L_adv.
     """
 
-    parts: dict[str, Any]
+    weights: tuple[tuple[Float[Array, "R N"], Float[Array, "R N"]], ...]
+    biases: tuple[Float[Array, " N"], ...]
+    readout: tuple[Float[Array, "R K"], Float[Array, "R N"]]
     loss: Float[Array, ""]
     homogeneous: Float[Array, ""]
 
 
-def trained_parts(network: Network, names: tuple[str, ...]) -> dict[str, Any]:
+def trained_parts(network: Network, config: TrainingConfig) -> dict[str, Any]:
     """The parts of a network that are trained, by name."""
-    return {name: getattr(network.frozen if name == "readout" else network.params, name) for name in names}
+    return {name: getattr(network.frozen if name == "readout" else network.params, name) for name in config.trained}
 
 
 def with_parts(network: Network, parts: dict[str, Any]) -> Network:
@@ -62,21 +68,27 @@ def with_parts(network: Network, parts: dict[str, Any]) -> Network:
 
 
 def init(network: Network, config: TrainingConfig) -> State:
-    """The state before the first step.
+    """The state before the first step; with `warm_start` the starts of its attack are still to be set.
 
     Args:
-        network: a dense network.
+        network: of either engine; a matrix-free one can be trained in W and b by plain gradient descent.
         config: how it is trained.
 
     Raises:
-        ValueError: the network is matrix-free.
+        ValueError: the network is matrix-free, and the configuration asks for more.
 
     Source: ours.
     """
-    if not network.is_dense:
-        raise ValueError("network: expected a dense network, got a matrix-free one")
     zero = jnp.zeros(network.spec.depth, network.dtype)
-    optimizer = _optimizer(config).init(trained_parts(network, config.trained))
+    if not network.is_dense:
+        if config.optimizer is not None:
+            raise ValueError(f"optimizer: expected None for a matrix-free network, got {config.optimizer!r}")
+        if "readout" in config.trained:
+            raise ValueError(f"trained: expected no readout for a matrix-free network, got {config.trained!r}")
+        none = jnp.zeros((0, network.spec.width), network.dtype)
+        weights = [matrix.rank_one_update(none, none).matrix for matrix in network.params.weights]
+        network = with_parts(network, {"weights": tuple(weights)})
+    optimizer = config.optimizer(config.learning_rate).init(trained_parts(network, config)) if config.optimizer else ()
     return State(network, optimizer, jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32), zero, zero)
 
 
@@ -111,49 +123,80 @@ def step(
     epoch, place = state.step // (n // size), state.step % (n // size)
     batch_key, attack_key = fold_in_loop(key_for("step", key), [[0, epoch], [1, state.step]])
     x, y = _batch(batch_key, data, place, size)
-    network = state.network
-    targets = None if y is None else targets_of(y, network.spec.output_dim, network.dtype)
-    eta = perturbation(attack_key, network, x, targets, config)
-    gradient = gradient_at(network, x, targets, eta, config)
-    parts = trained_parts(network, config.trained)
-    direction = {name: gradient.parts[name] for name in parts}
-    updates, optimizer = _optimizer(config).update(direction, state.optimizer, parts)
-    moved = cast(dict[str, Any], optax.apply_updates(parts, updates))
-    pairs = zip(weights_of(network), weights_of(with_parts(network, moved)), strict=True)
-    change = jnp.stack([jnp.sum((after - before) * (after + before)) for before, after in pairs])
-    running = (state.stopped < 0) & jnp.isfinite(gradient.loss) & jnp.all(jnp.isfinite(change))
-    after = moved, optimizer, change, _predicted_change(network, gradient, config)
-    before = parts, state.optimizer, jnp.zeros_like(change), jnp.zeros_like(change)
-    parts, optimizer, *changes = jax.tree.map(lambda new, old: jnp.where(running, new, old), after, before)
+    targets = None if y is None else targets_of(y, state.network.spec.output_dim, state.network.dtype)
+    base = forward(state.network, x)
+    found, network = search(attack_key, base, x, targets, config, state.perturbations)
+    changed = None if found is None else difference(network, base, found.perturbation)
+    gradient, network = gradient_at(network if changed is None else changed.network, base, changed, targets, config)
+    moved, optimizer, changes, sizes = _descend(network, gradient, state.optimizer, config)
+    running = (state.stopped < 0) & jnp.isfinite(gradient.loss) & jnp.all(jnp.isfinite(changes))
+
+    def unless_stopped(new, old):
+        # What a step leaves as it is, such as the queries of a matrix-free network, need not be copied.
+        return new if new is old else jnp.where(running, new, old)
+
+    zero = jnp.zeros_like(changes)
+    predicted = _predicted_change(state, gradient, sizes, config)
+    network, optimizer, changes, predicted = jax.tree.map(
+        unless_stopped, (moved, optimizer, changes, predicted), (network, state.optimizer, zero, zero)
+    )
     return State(
-        with_parts(network, parts),
+        network,
         optimizer,
         state.step + 1,
         jnp.where(running | (state.stopped >= 0), state.stopped, state.step),
-        state.norm_change + changes[0],
-        state.norm_change_predicted + changes[1],
+        state.norm_change + changes,
+        state.norm_change_predicted + predicted,
+        None if state.perturbations is None or found is None else found.candidates,
     )
 
 
-def perturbation(
-    key: Key[Array, ""], network: Network, x: Array, targets: Array | None, config: TrainingConfig
-) -> Float[Array, "n d"] | None:
-    """The worst perturbations for the loss that is trained on, as far as the attack finds them; None for none."""
+def search(
+    key: Key[Array, ""],
+    base: Evaluation,
+    x: Array,
+    targets: Array | None,
+    config: TrainingConfig,
+    starts: Float[Array, "n R d"] | None = None,
+) -> tuple[AdversarialLoss | None, Network]:
+    """The worst perturbations for the loss that is trained on, as far as the attack finds them, and the network to use.
+
+    None where there is no adversary. `starts` take the place of those of the attack.
+    """
     if config.adversarial is None:
-        return None
-    loss = {} if config.adversarial == "paper" else {"loss": LOSSES[str(config.standard_loss)], "targets": targets}
-    return adversarial_loss(network, x, config.eps, config.p, config.q, key, config.attack, **loss).perturbation
+        return None, base.network
+    loss = None if config.adversarial == "paper" else LOSSES[str(config.standard_loss)]
+    return attacked(key, base, x, loss, targets, config, starts)
+
+
+def attacked(
+    key: Key[Array, ""],
+    base: Evaluation,
+    x: Array,
+    loss: Any,
+    targets: Array | None,
+    config: TrainingConfig,
+    starts: Float[Array, "n R d"] | None = None,
+) -> tuple[AdversarialLoss, Network]:
+    """The result of the attack of a configuration where a network was evaluated, and the network to use next."""
+    attack, targets = named_attack(config.attack, config.p), None if loss is None else targets
+    size = config.eps, config.p, config.q
+    found = attacked_from(base.network, x, base, *size, key, attack, loss=loss, targets=targets, starts=starts)
+    return found, found.network or base.network
 
 
 def gradient_at(
-    network: Network, x: Array, targets: Array | None, eta: Array | None, config: TrainingConfig
-) -> Gradient:
-    """The gradient of the training loss at inputs and perturbations of them, held fixed."""
+    network: Network, base: Evaluation, moved: Evaluation | None, targets: Array | None, config: TrainingConfig
+) -> tuple[Gradient, Network]:
+    """The gradient of the training loss, and the network to use next.
 
-    def outputs(parts):
-        moved = with_parts(network, parts)
-        base = forward(moved, x)
-        return base.output, jnp.zeros_like(base.output) if eta is None else difference(moved, base, eta).output
+    Args:
+        network: the network to query.
+        base: it at the inputs x.
+        moved: f(x + eta) - f(x) at perturbations that are held fixed; None for none.
+        targets: of the labels, None for none.
+        config: the loss.
+    """
 
     def loss_of(output, change):
         standard = _mean_loss(config, output, targets)
@@ -164,11 +207,21 @@ def gradient_at(
             return (1 - weight) * standard + weight * _mean_loss(config, output + change, targets)
         return standard
 
-    # The biases' gradient is part of the identity, also where they are not trained.
-    both, pull = jax.vjp(outputs, trained_parts(network, tuple({"weights", "biases", *config.trained})))
-    loss, slopes = jax.value_and_grad(lambda both: loss_of(*both))(both)
+    both = base.output, jnp.zeros_like(base.output) if moved is None else moved.output
+    loss, slopes = jax.value_and_grad(loss_of, (0, 1))(*both)
     homogeneous = jnp.sum(both[0] * slopes[0]) + jnp.sum(both[1] * slopes[1])
-    return Gradient(pull(slopes)[0], loss, homogeneous)
+    if moved is None:
+        _, here, network = backward(network, base, slopes[0])
+        lefts, rights, readout = here, base.hidden, slopes[0]
+    else:
+        layers, network = backward_pair(network, base, moved, *slopes)
+        here = [of_base for of_base, _ in layers]
+        lefts = [jnp.concatenate(pair) for pair in layers]
+        rights = [jnp.concatenate(pair) for pair in zip(base.hidden, moved.hidden, strict=True)]
+        readout = jnp.concatenate(slopes)
+    weights = tuple(zip(lefts, rights[:-1], strict=True))
+    biases = tuple(jnp.sum(c, axis=0) for c in here)
+    return Gradient(weights, biases, (readout, rights[-1]), loss, homogeneous), network
 
 
 def _mean_loss(config: TrainingConfig, output: Array, targets: Any) -> Array:
@@ -187,23 +240,63 @@ def _batch(key: Array, data: Any, place: Array, size: int) -> tuple[Array, Any]:
     return x[rows], None if y is None else y[rows]
 
 
-def _optimizer(config: TrainingConfig) -> optax.GradientTransformation:
-    # The rate is an array of the trace and no constant of the program, so that optax bakes nothing in.
-    return (config.optimizer or optax.sgd)(config.learning_rate)
-
-
-def _predicted_change(network: Network, gradient: Gradient, config: TrainingConfig) -> Array:
-    """The right side of the identity for every layer, see `step`."""
-    dtype = network.dtype
+def _descend(
+    network: Network, gradient: Gradient, optimizer: Any, config: TrainingConfig
+) -> tuple[Network, Any, Float[Array, " L"], Float[Array, " L"]]:
+    """The network after a step, the optimizer's state, |W_l'|^2 - |W_l|^2, and without one |W_l' - W_l|^2."""
     if config.optimizer is not None:
-        return jnp.full(network.spec.depth, jnp.nan, dtype)
+        parts, slopes = trained_parts(network, config), _entries(gradient)
+        # The rate is an array of the trace and no constant of the program, so that optax bakes nothing in.
+        updates, optimizer = config.optimizer(config.learning_rate).update(
+            {name: slopes[name] for name in parts}, optimizer, parts
+        )
+        moved = with_parts(network, cast(dict[str, Any], optax.apply_updates(parts, updates)))
+        pairs = list(zip(weights_of(network), weights_of(moved), strict=True))
+        changes = jnp.stack([jnp.sum((after - before) * (after + before)) for before, after in pairs])
+        return moved, optimizer, changes, jnp.full_like(changes, jnp.nan)
+    rate, moved = jnp.asarray(config.learning_rate, network.dtype), {}
+    changes = sizes = jnp.zeros(network.spec.depth, network.dtype)
+    if "weights" in config.trained:
+        pairs = zip(network.params.weights, gradient.weights, strict=True)
+        updates = [matrix.rank_one_update(-rate * left, right) for matrix, (left, right) in pairs]
+        moved["weights"] = tuple(update.matrix for update in updates)
+        changes = jnp.stack([update.norm_change for update in updates])
+        sizes = jnp.stack([update.size for update in updates])
+    if "biases" in config.trained:
+        moved["biases"] = tuple(b - rate * g for b, g in zip(network.params.biases, gradient.biases, strict=True))
+    if "readout" in config.trained:
+        left, right = gradient.readout
+        moved["readout"] = network.frozen.readout.rank_one_update(-rate * left, right).matrix
+    return with_parts(network, moved), optimizer, changes, sizes
+
+
+def _entries(gradient: Gradient) -> dict[str, Any]:
+    """The gradient in the parts of a dense network, entry by entry."""
+
+    def product(left, right):
+        return DenseMatrix(jnp.matmul(left.T, right, precision=matmul_precision()))
+
+    weights = tuple(product(*pair) for pair in gradient.weights)
+    return {"weights": weights, "biases": gradient.biases, "readout": product(*gradient.readout)}
+
+
+def _predicted_change(
+    state: State, gradient: Gradient, sizes: Float[Array, " L"], config: TrainingConfig
+) -> Float[Array, " L"]:
+    """The right side of the identity for every layer, see `step`, with the |W_l' - W_l|^2."""
     if "weights" not in config.trained:
-        return jnp.zeros(network.spec.depth, dtype)
-    rate, parts = jnp.asarray(config.learning_rate, dtype), gradient.parts
-    biases = jnp.stack([jnp.sum(b * g) for b, g in zip(network.params.biases, parts["biases"], strict=True)])
+        return jnp.zeros_like(sizes)
+    params, rate = state.network.params, jnp.asarray(config.learning_rate, sizes.dtype)
+    biases = jnp.stack([jnp.sum(b * g) for b, g in zip(params.biases, gradient.biases, strict=True)])
     through = gradient.homogeneous - jnp.cumsum(biases[::-1])[::-1]
-    share = branch_share(network) if network.spec.has_shortcut else 1
-    return -2 * rate * through * share + rate**2 * layer_squares(parts)
+    share = branch_share(state) if state.network.spec.has_shortcut else 1
+    return -2 * rate * through * share + sizes
+
+
+def gradient_norms(network: Network, gradient: Gradient) -> Float[Array, " L"]:
+    """|dloss/dW_l|_F."""
+    pairs = zip(network.params.weights, gradient.weights, strict=True)
+    return jnp.sqrt(jnp.stack([matrix.rank_one_update(*pair).size for matrix, pair in pairs]))
 
 
 def weights_of(network: Network) -> list[Float[Array, "N N"]]:
@@ -211,17 +304,19 @@ def weights_of(network: Network) -> list[Float[Array, "N N"]]:
     return [cast(DenseMatrix, matrix).entries for matrix in network.params.weights]
 
 
-def layer_squares(parts: dict[str, Any]) -> Float[Array, " L"]:
-    """|W_l|_F^2 of the weights among some parts, or of their gradient."""
-    return jnp.stack([jnp.sum(matrix.entries**2) for matrix in parts["weights"]])
+def weight_variances(state: State) -> Float[Array, " L"]:
+    """|W_l|_F^2 / N, which is s in the mean over random networks.
+
+    Of a matrix-free network, whose entries nobody knows, the mean over what its queries have not revealed: s and the
+    change by training, which is known.
+    """
+    network, N = state.network, state.network.spec.width
+    if network.is_dense:
+        return jnp.stack([jnp.sum(matrix**2) for matrix in weights_of(network)]) / N
+    return jnp.asarray(network.spec.weight_variance, network.dtype) + state.norm_change / N
 
 
-def weight_variances(network: Network) -> Float[Array, " L"]:
-    """|W_l|_F^2 / N, which is s in the mean over random networks."""
-    return layer_squares(network.params._asdict()) / network.spec.width
-
-
-def branch_share(network: Network) -> Float[Array, " L"]:
+def branch_share(state: State) -> Float[Array, " L"]:
     """A_l / (1 + A_l), A_l = alpha |W_l|_F^2 / N."""
-    gain = alpha(network.spec) * weight_variances(network)
+    gain = alpha(state.network.spec) * weight_variances(state)
     return gain / (1 + gain)

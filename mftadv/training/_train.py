@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from mftadv import network as networks
-from mftadv.attack import adversarial_loss
+from mftadv.attack import named_attack
 from mftadv.network import Evaluation, Network
 from mftadv.norms import operator_norm, vector_norm
 from mftadv.spec import NetworkSpec, fold_in_loop, key_for
 from mftadv.theory import alpha, propagation_factor
 from mftadv.training._config import LOSSES, Data, TrainingConfig, check_data, is_right, targets_of
-from mftadv.training._step import State, gradient_at, init, layer_squares, perturbation, step, weight_variances
+from mftadv.training._step import State, attacked, gradient_at, gradient_norms, init, search, step, weight_variances
 
 _PROBES = 8  # inputs of the tangent kernel and of the gates
 
@@ -87,7 +87,12 @@ class TrainingRecord(NamedTuple):
 
 
 def train(
-    key: Key[Array, ""], spec: NetworkSpec, data: Data, config: TrainingConfig, evaluation: Data | None = None
+    key: Key[Array, ""],
+    spec: NetworkSpec,
+    data: Data,
+    config: TrainingConfig,
+    evaluation: Data | None = None,
+    engine: str = "dense",
 ) -> TrainingRecord:
     """Draw one network, train it, and record what theory speaks about.
 
@@ -97,23 +102,30 @@ def train(
         record = train(key, spec, (x, y), config)
         many = jax.vmap(lambda key: mf.train(key, spec, (x, y), config)._replace(network=None))(keys)
 
+    A matrix-free network trains without its matrices, exactly: a step of gradient descent is a sum of outer products of
+    vectors that the network was queried with. It takes a memory of L N queries and a time of L N queries^2, see
+    `queries_of_training`: for few inputs, tens of steps and an attack of few evaluations, with `warm_start`, widths of
+    10^5 are trained in minutes.
+
     Args:
         key: of the network and of its training: the network is `mf.init(key, spec)`.
         spec: the law of the network.
         data: (x, y): inputs [n, d], and labels 0 ... K-1 [n] (0 and 1 for one output), or None.
         config: how it is trained.
         evaluation: the inputs and labels of the record; None for those of `data`.
+        engine: "dense", "matrix_free", or "auto" for whichever costs less, see `mftadv.init`.
 
     Returns:
-        A `TrainingRecord`.
+        A `TrainingRecord`; the results of a matrix-free network have exactly its law where `.network.law_exact`.
 
     Raises:
-        ValueError: the data are not what `config` needs, see `TrainingConfig`, or not of the dimension of `spec`.
+        ValueError: the data are not what `config` needs, see `TrainingConfig`, or not of the dimension of `spec`; or
+            there is no such engine, or it does not train what `config` asks for.
 
     Source: ours; the paper's adversarial training.
     """
     data, evaluation = check_both(spec, data, config, evaluation)
-    training = begin(key, spec, data, config, evaluation)
+    training = begin(key, spec, data, config, evaluation, engine)
     numbers = jnp.arange(config.num_segments, dtype=jnp.int32)
     training, record = jax.lax.scan(
         lambda training, number: segment(key, training, number, data, config, evaluation), training, numbers
@@ -131,11 +143,48 @@ def check_both(spec: NetworkSpec, data: Any, config: TrainingConfig, evaluation:
     return checked, checked if evaluation is None else check_data("evaluation", spec, evaluation, config)
 
 
-def begin(key: Key[Array, ""], spec: NetworkSpec, data: Any, config: TrainingConfig, evaluation: Any) -> Training:
+def begin(
+    key: Key[Array, ""], spec: NetworkSpec, data: Any, config: TrainingConfig, evaluation: Any, engine: str = "dense"
+) -> Training:
     """A network before its training; its reference is set by segment 0."""
-    state = init(networks.init(key, spec), config)
+    capacity = None
+    if engine != "dense":
+        capacity = queries_of_training(spec, config, len(data[0]), len(evaluation[0]))
+    state = init(networks.init(key, spec, engine, capacity), config)
+    if config.warm_start:
+        x, y = data
+        targets = None if y is None else targets_of(y, spec.output_dim, state.network.dtype)
+        base = networks.forward(state.network, x)
+        found, network = search(fold_in_loop(key_for("step", key), [[2]])[0], base, x, targets, config)
+        state = state._replace(network=network, perturbations=None if found is None else found.candidates)
     probes, N = min(_PROBES, len(evaluation[0])), spec.width
     return Training(state, Reference(jnp.zeros((probes, probes)), jnp.zeros((spec.depth, probes, N), bool)))
+
+
+def queries_of_training(
+    spec: NetworkSpec, config: TrainingConfig, inputs: int, evaluation_inputs: int
+) -> tuple[int, int]:
+    """How many directions the queries of a training add to a matrix-free network: its capacity, inputs and cotangents.
+
+    Each step takes of every input of its batch the input, the evaluations of its attack, and two cotangents of its
+    gradient; what was queried before adds none. Each evaluation takes the input, its attacks, J and a gradient.
+
+    Source: counting.
+    """
+    attack, K = named_attack(config.attack, config.p), spec.output_dim
+    own = attack.queries(spec.input_dim, K)
+    warm = attack.queries(spec.input_dim, K, attack.count) if config.warm_start else own
+    none = config.adversarial is None
+    each = [0 if none else side for side in warm]
+    labelled = config.adversarial == "madry" or config.standard_loss is not None
+    total = []
+    for side, (of_step, of_own) in enumerate(zip(each, own, strict=True)):
+        batch = min(config.batch_size or inputs, inputs)
+        steps = config.steps * batch * (of_step + (1 if side == 0 else 2))
+        first = inputs * of_own if config.warm_start else 0
+        evaluation = of_own * (1 + labelled) + (1 if side == 0 else K + 2)
+        total.append(steps + first + config.num_segments * evaluation_inputs * evaluation)
+    return total[0], total[1]
 
 
 def segment(
@@ -150,48 +199,49 @@ def segment(
     interval, (state, reference) = config.evaluate_every, training
     steps = jnp.where(number == 0, 0, jnp.minimum(interval, config.steps - interval * (number - 1)))
     state = jax.lax.fori_loop(0, steps, lambda _, state: step(key, state, data, config), state)
-    now, record = _evaluate(
-        fold_in_loop(key_for("evaluation", key), [[0]])[0], state, number, reference, config, evaluation
-    )
-    return Training(state, now), record
+    attack_key = fold_in_loop(key_for("evaluation", key), [[0]])[0]
+    return _evaluate(attack_key, state, number, reference, config, evaluation)
 
 
 def _evaluate(
     key: Key[Array, ""], state: State, number: Array, reference: Reference, config: TrainingConfig, evaluation: Any
-) -> tuple[Reference, Record]:
-    """The reference for later, which at number 0 is of now, and the record."""
+) -> tuple[Training, Record]:
+    """The training after an evaluation, whose reference is of now at number 0, and the record."""
     network, (x, y) = state.network, evaluation
     spec, x = network.spec, x.astype(network.dtype)
     targets = None if y is None else targets_of(y, spec.output_dim, network.dtype)
     standard = None if config.standard_loss is None else LOSSES[config.standard_loss]
-    attack = config.eps, config.p, config.q, key, config.attack
     base = networks.forward(network, x)
 
-    free = adversarial_loss(network, x, *attack).perturbation
-    change = networks.difference(network, base, free).output
+    def difference(network, found):
+        return networks.difference(network, base, found.perturbation)
+
+    free, network = attacked(key, base, x, None, None, config)
+    moved = difference(network, free)
     # The loss that is trained on is evaluated at the perturbations of its own attack.
-    eta = free if config.adversarial == "paper" else perturbation(key, network, x, targets, config)
+    trained_on, network = None if config.adversarial is None else moved, moved.network
 
     def share(outputs):
         return missing if y is None else jnp.mean(is_right(outputs, y).astype(network.dtype))
 
     missing = jnp.full((), jnp.nan, network.dtype)
-    attacked = standard_loss = missing
+    attacked_accuracy = standard_loss = missing
     if standard is not None and targets is not None:
         standard_loss = jnp.mean(standard(base.output, targets))
-        labelled = eta if config.adversarial == "madry" else None
-        if labelled is None:
-            labelled = adversarial_loss(network, x, *attack, loss=standard, targets=targets).perturbation
-        attacked = share(base.output + networks.difference(network, base, labelled).output)
+        labelled, network = attacked(key, base._replace(network=network), x, standard, targets, config)
+        of_labelled = difference(network, labelled)
+        attacked_accuracy, network = share(base.output + of_labelled.output), of_labelled.network
+        trained_on = of_labelled if config.adversarial == "madry" else trained_on
 
     unit = jnp.eye(spec.output_dim, dtype=network.dtype)[None]
-    jacobian, cotangents, _ = networks.backward(network, base, unit)  # J(x) and the c_l of every output
-    kernel = _tangent_kernel(network, base, x, cotangents, config)
+    jacobian, cotangents, network = networks.backward(network, base, unit)  # J(x) and the c_l of every output
+    gradient, network = gradient_at(network, base, trained_on, targets, config)
+    kernel = _tangent_kernel(base, cotangents, config)
     gates = jnp.stack([z[: len(kernel)] >= 0 for z in base.at])
     reference = jax.tree.map(lambda now, then: jnp.where(number == 0, now, then), Reference(kernel, gates), reference)
 
     fisher_rao, cotangent = _fisher_rao(network, base, cotangents, targets, config)
-    variance = weight_variances(network)
+    variance = weight_variances(state)
     omega = alpha(spec) * variance + float(spec.has_shortcut)
     record = {
         "weight_variance": variance,
@@ -200,11 +250,11 @@ def _evaluate(
         "jacobian": jnp.mean(jnp.sum(jacobian**2, (1, 2))) / (spec.output_dim * propagation_factor(spec) ** spec.depth),
         "jacobian_norm": jnp.mean(operator_norm(jacobian, config.p, config.q).lower),
         "standard_loss": standard_loss,
-        "adversarial_loss": jnp.mean(vector_norm(change, config.q)),
+        "adversarial_loss": jnp.mean(vector_norm(moved.output, config.q)),
         "accuracy": share(base.output),
-        "robust_accuracy": share(base.output + change),
-        "attacked_accuracy": attacked,
-        "gradient_norm": jnp.sqrt(layer_squares(gradient_at(network, x, targets, eta, config).parts)),
+        "robust_accuracy": share(base.output + moved.output),
+        "attacked_accuracy": attacked_accuracy,
+        "gradient_norm": gradient_norms(network, gradient),
         "fisher_rao": fisher_rao,
         "cotangent": cotangent,
         "kernel_similarity": _cosine(kernel, reference.kernel),
@@ -213,26 +263,25 @@ def _evaluate(
         "norm_change_predicted": state.norm_change_predicted,
     }
     record = {name: jnp.where(state.stopped < 0, value, jnp.nan) for name, value in record.items()}
-    return reference, {"step": state.step, "stopped": state.stopped, **record}
+    training = Training(state._replace(network=network), reference)
+    return training, {"step": state.step, "stopped": state.stopped, **record}
 
 
-def _tangent_kernel(
-    network: Network, base: Evaluation, x: Array, cotangents: tuple[Array, ...], config: TrainingConfig
-) -> Float[Array, "n n"]:
+def _tangent_kernel(base: Evaluation, cotangents: tuple[Array, ...], config: TrainingConfig) -> Float[Array, "n n"]:
     """sum_k <df_k(x)/dtheta, df_k(x')/dtheta> of the trained parts, on the first inputs, without any gradient.
 
     The derivative of f_k in W_l is the outer product of the cotangent c_l of f_k and h_{l-1}.
     """
-    hidden = networks.hidden_layers(network, base, x)
 
     def gram(rows):
         rows = rows[:_PROBES].reshape(min(_PROBES, len(rows)), -1)
         return rows @ rows.T
 
     total = jnp.zeros(())
-    for h, c in zip(hidden, cotangents, strict=False):
+    *hidden, last = base.hidden
+    for h, c in zip(hidden, cotangents, strict=True):
         total += gram(c) * (gram(h) * float("weights" in config.trained) + float("biases" in config.trained))
-    return total + network.spec.output_dim * gram(hidden[-1]) * float("readout" in config.trained)
+    return total + base.output.shape[-1] * gram(last) * float("readout" in config.trained)
 
 
 def _fisher_rao(

@@ -69,6 +69,24 @@ def test_the_input_stays_in_the_box(p, q):
         assert np.all((perturbed >= low - 1e-6) & (perturbed <= high + 1e-6))
 
 
+@pytest.mark.slow
+def test_an_attack_goes_on_from_the_candidates_of_another():
+    """It never ends below them; starts of its own have no part in it, and starts outside the ball are projected."""
+    first = attacked(NET, XS, 0.4, 2, 2, FGSM, KEY)
+    assert first.candidates.shape == (3, 1, 5)
+    np.testing.assert_array_equal(first.candidates[:, 0], first.perturbation)
+
+    @jax.jit
+    def again(starts, key):
+        return mf.adversarial_loss(NET, XS, 0.4, 2, 2, key, FGSM, starts=starts)
+
+    second = again(first.candidates, KEY)
+    assert np.all(second.history[:, 0] >= first.value * (1 - 1e-6))
+    assert np.max(second.value - first.value) > 1e-3
+    np.testing.assert_array_equal(again(first.candidates, jax.random.key(9)).value, second.value)
+    np.testing.assert_allclose(again(5 * first.candidates, KEY).value, second.value, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("p", "q"), [(1, 1), (1, 2), (1, INF), (2, INF), (INF, INF), (2, 2), (INF, 1), (INF, 2), (2, 1)]
 )
@@ -189,12 +207,12 @@ def test_precision_is_that_of_the_input():
 @pytest.mark.slow
 def test_a_matrix_free_network_is_attacked_within_its_capacity():
     spec, x = mf.NetworkSpec(5, 2, 400, 2, 1.8, 0.3), XS[0]
-    promised = mf.capacity_for(spec, adversarial_loss=1, attack=ALL)
+    promised = mf.capacity_for(spec, adversarial_loss=1, attack=FEW)
 
     @functools.partial(jax.jit, static_argnames="capacity")
     def run(key, capacity):
         net = mf.init(key, spec, "matrix_free", capacity)
-        found = mf.adversarial_loss(net, x, 0.5, 2, 2, key, ALL)
+        found = mf.adversarial_loss(net, x, 0.5, 2, 2, key, FEW)
         assert found.network is not None
         return found, oracle.value(found.network, x).output, oracle.value(found.network, x + found.perturbation).output
 
@@ -288,6 +306,8 @@ def test_gradients_that_vanish_at_the_input_do_not_stop_the_attack():
         ({"attack": "strong"}, 'attack: expected "frugal", "fast", "default", .* or an Attack, got .strong'),
         ({"box": (1.5, 2.0)}, "x: expected an input in the box, got 5 entries outside"),
         ({"x": jnp.ones(4)}, "x: expected shape"),
+        ({"starts": jnp.ones(5)}, r"starts: expected some perturbations of each input, \['R', 5\], got \[5\]"),
+        ({"starts": jnp.ones((0, 5))}, "starts: expected some perturbations of each input"),
         ({"net_or_f": 3}, "net_or_f: expected a Network or a function"),
         ({"net_or_f": lambda x: x[:, None]}, "net_or_f: expected one output of shape"),
         ({"net_or_f": jnp.sum}, "net_or_f: expected one output of shape"),

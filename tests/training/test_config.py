@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import mftadv as mf
@@ -50,6 +51,11 @@ X, Y = np.zeros((4, 5)), np.array([0, 1, 2, 1])
         ({"trained": "weights"}, "trained: expected a tuple of some of weights, biases, readout, got 'weights'"),
         ({"trained": ("weights", "embedding")}, "trained: expected a tuple of some of weights, biases, readout"),
         ({"trained": ("weights", "weights")}, "trained: expected a tuple of some of weights, biases, readout"),
+        (
+            {"warm_start": True, "batch_size": 3},
+            "warm_start: expected an adversary and no batches, .*, got batch_size=3",
+        ),
+        ({"warm_start": True, "adversarial": None}, "warm_start: expected an adversary .*, adversarial=None"),
         ({"optimizer": "adam"}, "optimizer: expected a function of the learning rate, as optax.adam, got 'adam'"),
     ],
 )
@@ -99,10 +105,12 @@ def test_labels_are_checked_where_a_loss_needs_them_alone():
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.slow
-def test_a_matrix_free_network_is_not_trained():
+def test_what_a_matrix_free_network_is_not_trained_for():
     network = mf.init(jax.random.key(0), SPEC, "matrix_free", (2, 2))
-    with pytest.raises(ValueError, match="network: expected a dense network, got a matrix-free one"):
-        training.init(network, training.TrainingConfig(**VALID))
+    with pytest.raises(ValueError, match="optimizer: expected None for a matrix-free network, got"):
+        training.init(network, training.TrainingConfig(**VALID, optimizer=optax.adam))
+    with pytest.raises(ValueError, match="trained: expected no readout for a matrix-free network, got"):
+        training.init(network, training.TrainingConfig(**VALID, trained=("weights", "readout")))
 
 
 def test_a_configuration_is_a_pytree_of_its_numbers():

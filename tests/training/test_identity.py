@@ -10,6 +10,7 @@ import pytest
 import mftadv as mf
 from mftadv import training
 from mftadv.attack import PowerMethod, RandomStarts
+from mftadv.network import difference, forward
 from mftadv.training import _step
 from tests import reference
 from tests.training.attacks import EXACT
@@ -78,8 +79,8 @@ def test_the_change_of_the_norms_is_exact(which):
 @pytest.mark.slow
 def test_the_identity_with_a_wrong_constant_fails(monkeypatch):
     def wrong(*arguments):
-        gradient = gradient_at(*arguments)
-        return gradient._replace(homogeneous=1.05 * gradient.homogeneous)
+        gradient, network = gradient_at(*arguments)
+        return gradient._replace(homogeneous=1.05 * gradient.homogeneous), network
 
     gradient_at = _step.gradient_at
     monkeypatch.setattr(_step, "gradient_at", wrong)
@@ -118,6 +119,13 @@ def through_branches(nets, xs):
     return output, parts
 
 
+@jax.jit
+def gradient_in(network, x, targets, eta, config):
+    base = forward(network, x)
+    gradient, _ = _step.gradient_at(network, base, difference(network, base, eta), targets, config)
+    return gradient, _step._entries(gradient)
+
+
 @pytest.mark.parametrize("block", ["residual", "signed"])
 @pytest.mark.slow
 def test_a_layers_share_is_the_part_of_the_function_through_its_branch(block):
@@ -127,7 +135,7 @@ def test_a_layers_share_is_the_part_of_the_function_through_its_branch(block):
         config = training.TrainingConfig(1, 0.1, 0.4, standard_loss="squared", adversarial_weight=1.3)
         network, (x, y) = jax.jit(mf.init)(KEY, spec), data(3)
         eta = 0.4 * jnp.asarray(np.random.default_rng(1).standard_normal((4, 5)))
-        gradient = jax.jit(_step.gradient_at)(network, x, jax.nn.one_hot(y, 3), eta, config)
+        gradient, entries = gradient_in(network, x, jax.nn.one_hot(y, 3), eta, config)
 
         nets = reference.of_network(network, copies=4)
         (output, parts), (perturbed, perturbed_parts) = (through_branches(nets, np.asarray(z)) for z in (x, x + eta))
@@ -135,7 +143,7 @@ def test_a_layers_share_is_the_part_of_the_function_through_its_branch(block):
         slope = (output - np.eye(3)[y]) / 4
         change_slope = 1.3 * change / np.linalg.norm(change, axis=1, keepdims=True) / 4
         assert gradient.homogeneous == pytest.approx(np.sum(slope * output + change_slope * change), rel=1e-12)
-        weights, gradients = _step.weights_of(network), gradient.parts["weights"]
+        weights, gradients = _step.weights_of(network), entries["weights"]
         for weight, of_layer, part, after in zip(weights, gradients, parts, perturbed_parts, strict=True):
             expected = np.sum(slope * part + change_slope * (after - part))
             assert np.sum(weight * of_layer.entries) == pytest.approx(expected, rel=1e-11)

@@ -12,6 +12,7 @@ import pytest
 import mftadv as mf
 from mftadv import training
 from mftadv.attack import PowerMethod, RandomStarts
+from mftadv.network import difference, forward
 from mftadv.spec import key_for
 from mftadv.training import _step
 from tests.training.attacks import CHEAP
@@ -141,7 +142,11 @@ def test_no_perturbation_adds_nothing_to_the_gradient():
     @jax.jit
     def gradients():
         network, targets = mf.init(KEY, spec), jax.nn.one_hot(y, 3)
-        each = {q: _step.gradient_at(network, x, targets, jnp.zeros_like(x), config) for q, config in configs.items()}
+        base = forward(network, x)
+        moved = difference(network, base, jnp.zeros_like(x))
+        each = {q: _step.gradient_at(network, base, moved, targets, config)[0] for q, config in configs.items()}
+        each["unperturbed"] = _step.gradient_at(network, base, None, targets, configs["none"])[0]
+        each = {q: (_step._entries(gradient), gradient.loss) for q, gradient in each.items()}
         return {str(q): gradient for q, gradient in each.items()}
 
     found = gradients()
