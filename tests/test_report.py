@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import shlex
-import tomllib
-from pathlib import Path
 from typing import ClassVar
 
 import jax
@@ -20,7 +18,6 @@ from mftadv.report._page import sentence
 from tests.pages import Page, check_page, look
 from tests.runs import Toy
 
-ROOT = Path(__file__).parent.parent
 HOSTILE = "<b>&\"'.npz"
 
 
@@ -173,10 +170,3 @@ def test_the_check_of_pages_sees_what_is_wrong():
 @pytest.mark.slow
 def test_it_fits_a_phone_and_a_laptop_in_light_and_dark(folder, tmp_path):
     look(folder / "report.html", tmp_path)
-
-
-def test_the_templates_are_in_the_wheel():
-    files = {path for path in (ROOT / "mftadv").rglob("*.*") if path.suffix not in (".py", ".pyc")}
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert declared == {"mftadv.report": ["*.html"]}
-    assert files == set((ROOT / "mftadv" / "report").glob("*.html"))
