@@ -98,7 +98,7 @@ RUNS: dict[str, dict[str, tuple[Experiment, int | None]]] = {
         ),
     },
     "width": {
-        "quick": (FiniteWidth(widths=(1000, 30_000, 1_000_000), depth=5), None),
+        "quick": (FiniteWidth(widths=(1000, 1_000_000), depth=3), None),
         "full": (FiniteWidth(), None),
     },
     "train": {
