@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,12 +46,13 @@ class Reproduction(NamedTuple):
     @property
     def tables(self) -> Sequence[Any]:
         """What came out of each claim, as `rich` prints it."""
-        legend = "measured/theory: from the lowest to the highest of the ratios. fails*: as predicted."
+        legend = "measured/theory: the lowest to the highest ratio, but of underpowered ones. fails*: as predicted."
         rows = report.table("the claims", legend)
         for name in ("claim", "measured/theory", "verdicts"):
             rows.add_column(name)
         for each in self.claims:
-            ratios = [judged.ratio for judged in each.judged if judged.ratio == judged.ratio]
+            seen = [judged.ratio for judged in each.judged if judged.verdict != "underpowered"]
+            ratios = [ratio for ratio in seen if not math.isnan(ratio)]
             verdicts = ", ".join(f"{count} {report.verdict(verdict)}" for verdict, count in each.counts.items())
             rows.add_row(each.claim.name, report.span(ratios), verdicts or "nothing measured")
         return [rows]

@@ -84,13 +84,14 @@ def _index(folder: Path, facts: Mapping[str, Any], sessions: Sequence[Mapping[st
     """
     entries, first = [], {}
     for entry in facts["entries"]:
-        picture, ratios = entry["picture"], [each["ratio"] for each in entry["claims"] if each["ratio"] is not None]
+        picture = entry["picture"]
+        seen = [each for each in entry["claims"] if each["verdict"] != "underpowered"]
         image = _picture(folder, picture) if picture and picture not in first else None
         entries.append(
             {
                 **entry,
                 "tally": claims_of(entry["claims"]),
-                "span": span(ratios),
+                "span": span([each["ratio"] for each in seen if each["ratio"] is not None]),
                 "shown": None if picture is None else first.setdefault(picture, entry["name"]),
                 "image": image,
             }
