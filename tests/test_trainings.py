@@ -29,6 +29,7 @@ def made(experiment, records):
     cells = experiment.cells()
     count, depth = len(next(iter(records[0].values()))), max(cell.spec.depth for cell in cells)
     sizes = {"evaluation": cells[0].operands[2].num_segments, "layer": depth}
+    sizes |= {"input": cells[0].statistic.evaluated, "component": cells[0].spec.output_dim}
     arrays = {}
     for name, axes in experiment.axes.items():
         shape = (len(cells), count, *(sizes[axis] for axis in axes))
