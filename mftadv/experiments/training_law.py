@@ -88,12 +88,17 @@ class TrainingLaw(Experiment):
 
     @functools.cached_property
     def points(self) -> Inputs:
-        """The inputs, all of norm sqrt(d), and labels 0 1 0 ..."""
+        """The inputs, all of norm sqrt(d)."""
         count = (1 if self.standard_loss == "none" else 3) if self.inputs is None else self.inputs
         found = load_inputs("gaussian", count, check_seed(self.seed), input_dim=self.input_dim)
         norms = np.linalg.norm(found.values, axis=1, keepdims=True)
         values = found.values * (math.sqrt(self.input_dim) / norms)
-        return found._replace(values=values, labels=np.arange(count) % 2)
+        return found._replace(values=values)
+
+    @property
+    def _labels(self) -> np.ndarray:
+        """0 1 0 ..."""
+        return np.arange(len(self.points.values), dtype=np.int32) % 2
 
     def cells(self) -> Sequence[Cell]:
         for name in ("widths", "depths", "angles"):
@@ -104,13 +109,13 @@ class TrainingLaw(Experiment):
         for angle in self.angles:
             if not 0 < angle <= 1:
                 raise ValueError(f"angles: expected numbers in (0, 1], got {angle!r}")
-        grid = itertools.product(*(sorted(set(each)) for each in (self.depths, self.angles, self.widths)))
-        return [self._cell(*point) for point in grid]
+        grid = itertools.product(sorted(set(self.depths)), sorted(set(self.angles)), sorted(set(self.widths)))
+        return [self._cell(depth, angle, width) for depth, angle, width in grid]
 
     def _cell(self, depth: int, angle: float, width: int) -> Cell:
         spec = NetworkSpec(self.input_dim, 1, check_positive("widths", width), check_positive("depths", depth), 2.0)
         x, inputs = self.points.values.astype(self.dtype), len(self.points.values)
-        labels = None if self.standard_loss == "none" else self.points.labels.astype(np.int32)
+        labels = None if self.standard_loss == "none" else self._labels
 
         def config(interval: int, attack: Attack) -> TrainingConfig:
             return TrainingConfig(
@@ -198,12 +203,12 @@ class TrainingLaw(Experiment):
 
     def _slope(self, f: np.ndarray) -> np.ndarray:
         """The derivative of the standard loss by the outputs."""
-        target = 2.0 * self.points.labels - 1
+        target = 2.0 * self._labels - 1
         if self.standard_loss == "none":
             return np.zeros_like(f)
         return f - target if self.standard_loss == "squared" else -target / (1 + np.exp(target * f))
 
-    def _all(self, data: Any) -> list[tuple[Cell, dict[str, float], Curves]]:
+    def _all(self, data: Any) -> list[tuple[Cell, Mapping[str, float], Curves]]:
         """Cells with networks that ran to the end, with what is known of the start."""
         return [
             (cell, self.predict(cell), self.curves(data, i, cell))
@@ -225,7 +230,6 @@ class TrainingLaw(Experiment):
         told = {"note": "; ".join(curves.told)}
         seen = estimate((curves.loss[:, 0] - curves.loss[:, 1]) * 4 / start["adversarial_loss"])
         flat = float(1 - curves.closed_loss[1] / curves.closed_loss[0]) * 4
-        of = {"coords": cell.coords, **told}
         claims = within("slope", 0.5, 0.5, seen, cell, id="slope", **told)
         for name, theory_of, text in (
             ("slope_published", flat, "the closed form does not know that training lowers L_adv"),
@@ -233,14 +237,16 @@ class TrainingLaw(Experiment):
         ):
             note = "; ".join([text, *curves.told])
             text = f"{name.removeprefix('slope_')} slope, {at_cell(cell)}"
-            claims.append(Claim.of(text, theory_of, seen, id=name, scale=1.0, expected="fails", **{**of, "note": note}))
+            claims.append(
+                Claim.of(text, theory_of, seen, id=name, scale=1.0, expected="fails", coords=cell.coords, note=note)
+            )
         if failing(start):
             return claims
         for tau in _TAUS:
             k = int(4 * tau)
             band = np.sort(curves.loss_band[:, k] / curves.loss_band[:, 0])
             found = plain(statistics.ratio_estimate(curves.loss[:, k], curves.loss[:, 0]))
-            claims += within(f"L({tau:g})", *band, found, cell, id="curve", tau=tau, **told)
+            claims += within(f"L({tau:g})", band[0], band[1], found, cell, id="curve", tau=tau, **told)
             closed = float(curves.closed_loss[k] / curves.closed_loss[0])
             claims.append(
                 Claim.of(
@@ -287,7 +293,7 @@ class TrainingLaw(Experiment):
             )  # fmt: skip
         return claims
 
-    def _of_powers(self, group: list[tuple[Cell, dict[str, float], Curves]]) -> list[Claim]:
+    def _of_powers(self, group: list[tuple[Cell, Mapping[str, float], Curves]]) -> list[Claim]:
         """The powers of the width in the fall of the variance: each width in its own 4 t*, all after one time."""
         coords = {name: group[0][0].coords[name] for name in ("depth", "angle")}
         widths = np.array([float(cell.spec.width) for cell, _, _ in group])
