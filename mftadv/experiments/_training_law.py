@@ -12,7 +12,7 @@ from mftadv.statistics import Estimate
 from mftadv.sweep import Cell
 
 _GATE_SHIFT, _GATES = 0.5, 30  # where the kernel regime is taken to hold
-SHARES = {"slope": 0.15, "alignment": 0.1, "curve": 0.05, "variance": 0.15}  # allowances
+SHARES = {"slope": 0.1, "alignment": 0.1, "curve": 0.05, "variance": 0.15}  # allowances
 
 
 class Curves(NamedTuple):
