@@ -67,7 +67,11 @@ def training_law(title: str, shown: Sequence[tuple[Any, Any, bool]]):
             axes.set(ylim=(0, 1.05), xlabel="$t/t^*$, for $B$ inputs $t/(B t^*)$")
         for axes in (left, middle, right):
             axes.grid(color=GREY, alpha=0.15, lw=0.6)
-            axes.legend(frameon=False, fontsize=7, bbox_to_anchor=(1, 0.94) if axes is left else None)
+        left.legend(frameon=False, fontsize=7, loc="upper right", bbox_to_anchor=(1, 0.94))
+        middle.legend(frameon=False, fontsize=7, loc="upper left")
+        right.legend(frameon=False, fontsize=7, loc="lower left")
+        right.set_xticks(widths, [f"{width:g}" for width in widths])
+        right.minorticks_off()
         for axes, label in (
             (left, r"$L_{adv}(t) / L_{adv}(0)$"),
             (middle, "fall of $s$, the closed form's at the end: 1"),

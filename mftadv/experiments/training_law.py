@@ -188,12 +188,13 @@ class TrainingLaw(Experiment):
         closed = closed_form(spec, tau * time, eps, 2, 2, "sharp")
         with jax.enable_x64(True):
             omega = np.asarray(theory.propagation_factor(spec.replace(weight_variance=closed)))
+        rates = np.sum(record["gradient_norm"][:, 0] ** 2, axis=1) * inputs / start["unaligned_rate"]
         return Curves(
             tau,
             loss,
             record["norm_change"].mean(2) / spec.width,
             record["norm_change_predicted"].mean(2) / spec.width,
-            np.sum(record["gradient_norm"][:, 0] ** 2, axis=1) * inputs / start["unaligned_rate"],
+            rates if self.standard_loss == "none" else np.full_like(rates, math.nan),
             np.mean([each.adversarial_loss.mean(2) for each in found], axis=0),
             np.stack([each.weight_variance - float(spec.weight_variance) for each in found], axis=1),
             start["adversarial_loss"] * omega ** (spec.depth / 2),
