@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
+
 @pytest.mark.slow
 def test_the_example_runs_and_agrees_with_theory(capsys):
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
