@@ -21,7 +21,7 @@ from benchmarks.harness import (
     shapes_of,
 )
 from benchmarks.plain import draw, mlp, pgd
-from benchmarks.training import training_steps
+from benchmarks.training import matrix_free_training, training_steps
 from mftadv.attack import Ascent, RandomStarts
 
 DEFAULT_KEY = "threefry2x32"
@@ -368,7 +368,15 @@ TASKS = {
     task.__name__: task
     for task in (
         *(dense_draw, one_network, many_networks, monte_carlo, sweep_of_small_cells, sweep_of_networks),
-        *(matrix_free, width_without_matrices, attack_one, attack_many, training_steps, first_call),
+        *(
+            matrix_free,
+            width_without_matrices,
+            attack_one,
+            attack_many,
+            training_steps,
+            matrix_free_training,
+            first_call,
+        ),
     )
 }
 

@@ -2,7 +2,7 @@
 
 from mftadv.training._config import LOSSES, TrainingConfig, check_data
 from mftadv.training._step import State, init, step
-from mftadv.training._train import Training, TrainingRecord, begin, check_both, segment, train
+from mftadv.training._train import Training, TrainingRecord, begin, check_both, queries_of_training, segment, train
 
 __all__ = [
     "LOSSES",
@@ -14,6 +14,7 @@ __all__ = [
     "check_both",
     "check_data",
     "init",
+    "queries_of_training",
     "segment",
     "step",
     "train",
