@@ -239,9 +239,11 @@ def test_shards_of_a_sweep_are_merged(run, tmp_path):
         assert status == 0
         assert f"share {share} of 2 is drawn" in out
         assert not (tmp_path / share / "data.nc").exists()
+        assert not (tmp_path / share / "report.html").exists()
     status, out, err = run("joined", "1", "0", command="merge")
     assert (status, err) == (0, "")
     assert out.splitlines()[1:] == run("joined", command="show")[1].splitlines()  # but for the plan
+    assert "theory_jacobian_variance" in (tmp_path / "joined" / "report.html").read_text()
     with xarray.open_dataset("joined/data.nc") as joined, xarray.open_dataset("whole/data.nc") as whole:
         assert int(joined["norm_count"].min()) == 21
         xarray.testing.assert_allclose(joined, whole, rtol=1e-6)
