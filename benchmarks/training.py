@@ -26,7 +26,7 @@ _STEPS = 20  # of the training whose accuracy is compared
 
 def training_steps(quick: bool) -> Benchmark:
     """Steps of adversarial training, each with a batch, an attack of five steps, and a step of gradient descent."""
-    spec = mf.NetworkSpec(64, 10, 16, 2) if quick else mf.NetworkSpec(64, 10, 256, 10)
+    spec = mf.NetworkSpec(64, 10, 16, 1) if quick else mf.NetworkSpec(64, 10, 256, 10)
     num_networks, steps = (3, 2) if quick else (16, 2)
     inputs = mf.load_inputs("digits", 60 if quick else 512, seed=0)
     batch, x, y = 20 if quick else 128, jnp.asarray(inputs.values, jnp.float32), jnp.asarray(inputs.labels, jnp.int32)

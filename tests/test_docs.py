@@ -173,9 +173,14 @@ def test_the_code_of_the_tour_runs(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_code_of_matrix_free_networks_runs():
     names = {}
-    for block in code_of("matrix_free.md", wide=("width=1_000_000, depth=10", "width=1_000, depth=2")):
+    sizes = {
+        "wide": ("width=1_000_000, depth=10", "width=1_000, depth=2"),
+        "trained": ("width=20_000, depth=2", "width=300, depth=1"),
+    }
+    for block in code_of("matrix_free.md", **sizes):
         exec(compile(block, "matrix_free.md", "exec"), names)
     assert names["law_exact"]
+    assert names["record"].network.law_exact
     assert (names["J"].shape, names["y"].shape) == ((1, 20), (1,))
 
 

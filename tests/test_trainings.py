@@ -13,7 +13,7 @@ from rich.console import Console
 from mftadv import theory
 from mftadv.compare import find, judge
 from mftadv.experiments import Budget, Capacity, Train, Trainability, capacity, run, show
-from mftadv.experiments._trainings import mean_and_error
+from mftadv.experiments._trainings import mean_and_error, running
 from mftadv.sweep import Observer, _compute, _segments
 
 TRAIN = Train(
@@ -29,6 +29,7 @@ def made(experiment, records):
     cells = experiment.cells()
     count, depth = len(next(iter(records[0].values()))), max(cell.spec.depth for cell in cells)
     sizes = {"evaluation": cells[0].operands[2].num_segments, "layer": depth}
+    sizes |= {"input": cells[0].statistic.evaluated, "component": cells[0].spec.output_dim}
     arrays = {}
     for name, axes in experiment.axes.items():
         shape = (len(cells), count, *(sizes[axis] for axis in axes))
@@ -145,6 +146,26 @@ def test_the_closed_form_is_that_of_the_theory_with_eps_times_lambda(factor, err
     (line,) = (line for line in figure.axes[0].lines if line.get_label() == "published closed form")
     np.testing.assert_allclose(line.get_ydata(), published(TRAIN) - 2.0, rtol=1e-9, atol=1e-15)
     np.testing.assert_allclose(line.get_xdata(), [0.0, 0.03, 0.06])
+
+
+@pytest.mark.slow
+def test_the_figure_has_the_band_of_theory_where_that_is_derived():
+    experiment = dataclasses.replace(TRAIN, p=2, adversarial_weight=1.0, inputs=2, learning_rate=1e-3)
+    level, count = theory.operator_norm_coefficient(2, 2, 4, 1, "sharp") * 0.5, 3
+    record = {"output": np.zeros((count, 3)), "adversarial_loss": np.full((count, 3), level)}
+    data = made(experiment, [record])
+    (figure,) = drawn(experiment, data).values()
+    predicted = theory.predict_training(
+        experiment.points.values, np.zeros(2), spec=experiment.spec, eps=0.5, horizon=6e-3, adversarial_loss=level
+    )
+    bands = {each.get_label(): each for each in figure.axes[0].collections}
+    (path,) = bands["theory, linear to rough start"].get_paths()
+    corners = np.concatenate([predicted.weight_variance[0], predicted.weight_variance[1]]) - 2
+    assert path.vertices[:, 1].min() == pytest.approx(corners.min(), rel=1e-4)
+    assert path.vertices[:, 0].max() == pytest.approx(6e-3)
+    for changed in ({"block": "signed"}, {"p": 1}, {"adversarial_weight": 0.5}, {"evaluated": 1}, {"output_dim": 2}):
+        other = dataclasses.replace(experiment, **changed)
+        assert other.band(running(made(other, [record]), 0)[0]) is None
 
 
 @pytest.mark.parametrize("changed", [{"adversarial_weight": 0.0}, {"eps": 0.0}])

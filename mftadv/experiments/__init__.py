@@ -10,8 +10,10 @@ from mftadv.experiments.loss_bounds import LossBounds
 from mftadv.experiments.sweep_file import SweepFile
 from mftadv.experiments.train import Train
 from mftadv.experiments.trainability import Trainability
+from mftadv.experiments.training_law import TrainingLaw
 
-EXPERIMENTS = {kind.name: kind for kind in (JacobianLaw, LossBounds, FiniteWidth, Train, Trainability, Capacity)}
+_KINDS = (JacobianLaw, LossBounds, FiniteWidth, Train, TrainingLaw, Trainability, Capacity)
+EXPERIMENTS = {kind.name: kind for kind in _KINDS}
 
 __all__ = [
     "EXPERIMENTS",
@@ -26,6 +28,7 @@ __all__ = [
     "SweepFile",
     "Train",
     "Trainability",
+    "TrainingLaw",
     "merge",
     "paper_claims",
     "reproduce",

@@ -11,6 +11,7 @@ from mftadv import theory
 from mftadv.experiments._trainings import mean_and_error, relative_fisher_rao
 from mftadv.report import BLUE, GREY, ORANGE, RED
 from mftadv.spec import NetworkSpec
+from mftadv.theory import TrainingPrediction
 
 Record = Mapping[str, np.ndarray]
 
@@ -25,6 +26,7 @@ def training(
     published: np.ndarray,
     spec: NetworkSpec,
     predicted: Mapping[str, float],
+    band: TrainingPrediction | None = None,
 ):
     """Everything in the record of some networks against time; dashed what theory says.
 
@@ -35,6 +37,7 @@ def training(
         published: s(t) of the closed form, [S].
         spec: the law of the networks.
         predicted: what theory says of the start, see `Train.predict`.
+        band: what theory says of the time after it, see `Train.band`.
     """
     from matplotlib.figure import Figure
 
@@ -65,6 +68,9 @@ def training(
     named = "identity, in the mean" if spec.has_shortcut else "exact identity"
     axes.plot(times, identity, "--", color=RED, lw=1.4, label=named)
     axes.plot(times, published - published[0], ":", color=GREY, lw=1.6, label="published closed form")
+    if band is not None:
+        change = band.weight_variance - float(spec.weight_variance)
+        axes.fill_between(band.t, *change, color=ORANGE, alpha=0.3, lw=0, label="theory, linear to rough start")
     horizon = predicted.get("validity_horizon", np.inf)
     if horizon < times[-1]:
         axes.axvline(horizon, color=ORANGE, lw=1, label=f"its horizon, t = {horizon:.2g}")
@@ -74,6 +80,9 @@ def training(
     lines(axes, "adversarial_loss", BLUE, "$L_{adv}$")
     lines(axes, "jacobian_norm", ORANGE, r"$|J|_{p\to q}$")
     axes.axhline(predicted["adversarial_loss"], color=GREY, ls=":", lw=1.4, label=r"theory, $t = 0$")
+    if band is not None:
+        loss = band.adversarial_loss.mean(2)
+        axes.fill_between(band.t, *loss, color=ORANGE, alpha=0.3, lw=0, label="theory, linear to rough start")
     if "decay_rate" in predicted:
         start = mean_and_error(record["adversarial_loss"][:, 0])[0]
         slope = start - predicted["decay_rate"] * times

@@ -21,6 +21,11 @@ from mftadv.training import TrainingConfig
 
 _LAYERED = ("weight_variance", "propagation_factor", "gradient_norm", "gates_flipped", "norm_change")
 _LAYERED += ("norm_change_predicted",)
+AXES: Mapping[str, tuple[str, ...]] = {
+    name: ("evaluation", "layer") if name in _LAYERED else ("evaluation",)
+    for name in training.TrainingRecord._fields
+    if name != "network"
+} | {"output": ("evaluation", "input", "component")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +54,15 @@ class Trained(Segmented):
         return x[: self.evaluated], None if y is None else y[: self.evaluated]
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainedAtOnce:
+    """The same record of a matrix-free network on its training inputs, in one go: its state takes gigabytes."""
+
+    def __call__(self, key: jax.Array, spec: NetworkSpec, x: Any, y: Any, config: TrainingConfig) -> dict[str, Any]:
+        record = training.train(_own(key, spec), spec, (x, y), config, engine="matrix_free")
+        return {name: each for name, each in record._asdict().items() if name != "network"}
+
+
 def _own(key: jax.Array, spec: NetworkSpec) -> jax.Array:
     """The key of a network of this size: cells that shared keys would share some of their noise, and err together."""
     return fold_in_loop(key, [[spec.width, spec.depth]])[0]
@@ -58,11 +72,7 @@ def _own(key: jax.Array, spec: NetworkSpec) -> jax.Array:
 class OfTrainings(Experiment):
     """An experiment on networks in training, of one kind, on labelled data."""
 
-    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        name: ("evaluation", "layer") if name in _LAYERED else ("evaluation",)
-        for name in training.TrainingRecord._fields
-        if name != "network"
-    }
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = AXES
 
     data: str = "digits"
     """Inputs and labels: digits, or a file such as an .npz with arrays x and y; gaussian inputs have no labels."""

@@ -61,6 +61,7 @@ class TrainingRecord(NamedTuple):
         gates_flipped: share of the gates of a layer that differ from those of the start, on the first eight inputs.
         norm_change: |W_l|_F^2 - |W_l(0)|_F^2.
         norm_change_predicted: the same by the exact identity, see `mftadv.training.step`.
+        output: f(x).
         network: the network at the end.
     """
 
@@ -83,6 +84,7 @@ class TrainingRecord(NamedTuple):
     gates_flipped: Float[Array, "E L"]
     norm_change: Float[Array, "E L"]
     norm_change_predicted: Float[Array, "E L"]
+    output: Float[Array, "E n K"]
     network: Network
 
 
@@ -261,6 +263,7 @@ def _evaluate(
         "gates_flipped": jnp.mean((gates != reference.gates).astype(network.dtype), axis=(1, 2)),
         "norm_change": state.norm_change,
         "norm_change_predicted": state.norm_change_predicted,
+        "output": base.output,
     }
     record = {name: jnp.where(state.stopped < 0, value, jnp.nan) for name, value in record.items()}
     training = Training(state._replace(network=network), reference)

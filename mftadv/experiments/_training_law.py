@@ -1,0 +1,79 @@
+"""What is measured and claimed of L_adv and the variance in training: curves, and claims of limits."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mftadv import statistics
+from mftadv.compare import Claim
+from mftadv.statistics import Estimate
+from mftadv.sweep import Cell
+
+_GATE_SHIFT, _GATES = 0.5, 30  # where the kernel regime is taken to hold
+SHARES = {"slope": 0.1, "alignment": 0.1, "curve": 0.05, "variance": 0.15}  # allowances
+
+
+class Curves(NamedTuple):
+    """What the networks of a cell did, and what theory says, at the S evaluations."""
+
+    tau: np.ndarray  # [S], training time in units of B t*
+    loss: np.ndarray  # [n, S], L_adv
+    change: np.ndarray  # [n, S], s(t) - s(0), mean over layers
+    identity: np.ndarray  # [n, S], the same by the exact identity
+    rates: (
+        np.ndarray
+    )  # [n], -dL_adv/dt of the worst perturbation at t = 0, over the rate of one not aligned; nan beside L_std
+    loss_band: np.ndarray  # [2, S], L_adv of the linear and of the rough start
+    change_band: np.ndarray  # [2, n or 1, S], s(t) - s(0)
+    closed_loss: np.ndarray  # [S], eps beta omega(t)^{L/2} of the closed form
+    closed_change: np.ndarray  # [S]
+    told: list[str]
+
+    @property
+    def relative(self) -> tuple[np.ndarray, np.ndarray]:
+        """The mean of L_adv(t) over that of L_adv(0), and its standard error."""
+        pairs = [statistics.ratio_estimate(each, self.loss[:, 0]) for each in self.loss.T]
+        return np.array([pair.value for pair in pairs]), np.array([pair.standard_error for pair in pairs])
+
+
+def failing(start: Mapping[str, float]) -> str:
+    """Which condition of the kernel regime fails; nothing inside of it."""
+    shift, gates = start["gate_shift"] < _GATE_SHIFT, start["gates_per_dimension"] > _GATES
+    return " ".join(name for name, holds in (("lambda", shift), ("n/d", gates)) if not holds)
+
+
+def at_cell(cell: Cell) -> str:
+    return f"L={cell.coords['depth']} {cell.coords['angle']:g} N={cell.coords['width']}"
+
+
+def plain(estimate: Estimate) -> Estimate:
+    """By plain Student's t: a few networks tell nothing of the skewness."""
+    return dataclasses.replace(estimate, skewness=0.0, skewness_error=0.0)
+
+
+def within(
+    text: str, low: float, high: float, estimate: Estimate, cell: Cell, *, id: str, note: str, **coords: Any
+) -> list[Claim]:
+    """The two claims that a number of a cell lies between two others, to the allowance of its kind."""
+    of = {"coords": {**cell.coords, **coords}, "note": note}
+    return bounds(text, low, high, estimate, at_cell(cell), SHARES[id], id=id, **of)
+
+
+def bounds(
+    text: str, low: float, high: float, estimate: Estimate, at: str, allowance: float, *, coords: Any, **options: Any
+) -> list[Claim]:
+    minus = dataclasses.replace(estimate, value=-estimate.value)
+    options |= {"kind": "at_most", "allowance": allowance, "reason": "the theory is a limit"}
+    return [
+        Claim.of(f"{text} {sign} {at}", edge, each, coords={**coords, "side": side}, **options)
+        for sign, side, edge, each in (("<", "above", high, estimate), (">", "below", -low, minus))
+    ]
+
+
+def exponent(widths: np.ndarray, falls: Any, weight: np.ndarray) -> float:
+    """The power of the width in exact numbers, fitted with given weights."""
+    x = np.log(widths)
+    centre = x - np.sum(weight * x) / np.sum(weight)
+    return float(np.sum(weight * centre * np.log(np.abs(falls))) / np.sum(weight * centre**2))
