@@ -33,7 +33,7 @@ TINY = ["--data", "gaussian", "--input-dim", "4", "--width", "8", "--depth", "1"
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run_with_figures(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments, command="validate"):
@@ -42,6 +42,11 @@ def run(tmp_path, monkeypatch, capsys):
         return status, captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def run(run_with_figures, not_rendered):
+    return run_with_figures
 
 
 def no_programs(monkeypatch):
@@ -64,7 +69,8 @@ def claims_of(folder, id=None, **coords):
 
 
 @pytest.mark.slow
-def test_validate_writes_what_it_says(run, tmp_path):
+def test_validate_writes_what_it_says(run_with_figures, tmp_path):
+    run = run_with_figures
     status, out, err = run(*SMALL)
     assert (status, err) == (0, "")
     folder = tmp_path / "results" / "validate-1"
@@ -277,7 +283,8 @@ def test_a_full_disk_is_exit_3_and_one_line(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_bounds_writes_what_it_says(run, tmp_path):
+def test_bounds_writes_what_it_says(run_with_figures, tmp_path):
+    run = run_with_figures
     status, out, err = run(*BOUNDS, "--dims", "4", "8", "--outputs", "2", "1", command="bounds")
     assert (status, err) == (0, "")
     folder = tmp_path / "results" / "bounds-1"

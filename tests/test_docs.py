@@ -117,6 +117,7 @@ def test_the_commands_of_all_pages_are_understood():
         cli._parse(["validate", "--widht", "3"])
 
 
+@pytest.mark.usefixtures("not_rendered")
 @pytest.mark.slow
 def test_the_code_of_running_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -145,6 +146,7 @@ def test_the_code_of_running_runs(tmp_path, monkeypatch, capsys):
     assert float(abs(swept["jacobian_variance"] / swept["theory_jacobian_variance"] - 1).max()) < 0.5
 
 
+@pytest.mark.usefixtures("not_rendered")
 @pytest.mark.slow
 def test_the_code_of_the_tour_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -237,7 +237,7 @@ def test_another_version_is_refused(tmp_path, drawn, monkeypatch):
         experiments.show(tmp_path / "run")
 
 
-def test_other_inputs_in_the_same_file_are_refused(tmp_path, drawn):
+def test_other_inputs_in_the_same_file_are_refused(tmp_path, drawn, not_rendered):
     kind = experiments.JacobianLaw
     inputs = np.random.default_rng(0).standard_normal((4, 5))
     np.save(tmp_path / "x.npy", inputs)
