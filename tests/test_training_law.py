@@ -86,7 +86,7 @@ def test_the_curve_is_claimed_to_lie_in_the_band_inside_the_kernel_regime(edge, 
 
 
 @pytest.mark.parametrize(
-    ("slope", "holding"), [(0.5, "slope"), (0.55, "slope"), (1.0, "slope_fixed"), (None, "slope_published")]
+    ("slope", "holding"), [(0.6, "slope"), (0.65, "slope"), (1.0, "slope_fixed"), (None, "slope_published")]
 )
 def test_the_early_slope_is_a_half(slope, holding):
     def loss(cell, curves):
