@@ -27,6 +27,7 @@ TINY = {
                "input_dim": 3, "attack": "frugal"},
     "width": {"widths": (30,), "depth": 1},
     "train": {"width": 4, "depth": 1, "inputs": 2, "input_dim": 3, "steps": 2, "evaluations": 2},
+    "training-law": {"widths": (4, 5, 6), "input_dim": 3},
     "trainability": {"depths": (1, 2), "values": (4.0, 5.0), "inputs": 20, "evaluated": 20, "batch": 5, "steps": 1},
     "capacity": {"widths": (4, 5), "depth": 1, "inputs": 2, "input_dim": 3, "steps": 2, "evaluations": 2},
 }  # fmt: skip

@@ -11,6 +11,7 @@ from mftadv.experiments.jacobian_law import JacobianLaw
 from mftadv.experiments.loss_bounds import LossBounds
 from mftadv.experiments.train import Train
 from mftadv.experiments.trainability import Trainability
+from mftadv.experiments.training_law import TrainingLaw
 
 Scale = Literal["quick", "full"]
 
@@ -111,6 +112,10 @@ RUNS: dict[str, dict[str, tuple[Experiment, int | None]]] = {
             512,
         ),
     },
+    "training-law": {
+        "quick": (TrainingLaw(widths=(125, 250, 500), depths=(1,), angles=(0.3,), steps=16), None),
+        "full": (TrainingLaw(widths=(250, 500, 1000, 2000, 4000, 100_000), input_dim=100), None),
+    },
     "trainability": {
         "quick": (Trainability(quick=True, blocks=("vanilla", "residual")), None),
         "full": (Trainability(), None),
@@ -203,6 +208,19 @@ CLAIMS = (
         ("train", "training"),
         "It falls, but later far more slowly than by the closed form, which takes the loss to fall with omega^(L/2) "
         "alone: the weights also turn, and the loss falls much faster. See the claim identity.",
+    ),
+    PaperClaim(
+        "training-curve",
+        "Trained on L_adv alone, L_adv falls within a time t* of about 1/N along one curve of t/t*, at first by a half "
+        "per t*, and the variance by O(1/N^2) in all.",
+        _parts(
+            "training-law", "slope", "slope_fixed", "slope_published", "exponent", "exponent_fixed",
+            "exponent_published", "variance_published",
+        ),
+        ("training-law", "training_law"),
+        "The curve is derived for gates that stay and many that flip, lambda < .5 and n/d > 30, and claimed there "
+        "alone: most practical networks are outside.",
+        ours=True,
     ),
     PaperClaim(
         "depth",

@@ -177,10 +177,12 @@ class TrainingLaw(Experiment):
         starts = [(np.sqrt(np.mean(outputs**2, axis=0)), loss[:, 0].mean())]
         if self.standard_loss != "none":
             starts = list(zip(outputs, loss[:, 0], strict=True))
+        # The curve ends after 8 t*, of which a network that begins with little L_adv has a short one.
+        least = 1.01 * self.span / 8 * start["adversarial_loss"]
         found = [
             theory.predict_training(
                 self.points.values, f0, spec=spec, eps=eps, horizon=self.span * time, dloss=self._slope,
-                adversarial_loss=max(first, 1.01 * float(cell.coords["angle"]) * np.max(np.abs(f0))),
+                adversarial_loss=max(first, math.hypot(float(cell.coords["angle"]) * np.max(np.abs(f0)), least)),
                 num_times=len(tau),
             )
             for f0, first in starts
@@ -339,7 +341,8 @@ class TrainingLaw(Experiment):
     def tables(self, data: Any, judged: Sequence[Judgement], wide: bool = False) -> Sequence[Any]:
         told = [f"{at_cell(cell)}: {line}" for i, cell in enumerate(self.cells()) for line in running(data, i)[1]]
         legend = "rate: of the worst perturbation over that of one not aligned, and by theory. slope: of L_adv, theory "
-        legend += ".5 at small theta. L(1.5): over L(0), linear to rough start. ds: fall of s at the end over the closed form's. "
+        legend += ".5 at small theta. L(1.5): over L(0), linear to rough start. ds: fall of s at the end over that of "
+        legend += "the closed form. "
         legend += "outside: what fails of lambda < .5, n/d > 30. " + "; ".join(told)
         table = report.table("training in units of t*", legend)
         for name in ("L", "theta", "N", "lambda", "n/d", "rate", "theory", "slope", "L(1.5)", "band", "ds", "outside"):
