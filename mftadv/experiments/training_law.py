@@ -339,8 +339,11 @@ class TrainingLaw(Experiment):
     def tables(self, data: Any, judged: Sequence[Judgement], wide: bool = False) -> Sequence[Any]:
         told = [f"{at_cell(cell)}: {line}" for i, cell in enumerate(self.cells()) for line in running(data, i)[1]]
         legend = "rate: of the worst perturbation over that of one not aligned, and by theory. slope: of L_adv, theory "
-        legend += ".5 at small theta. L(1.5): over L(0), linear to rough start. ds: fall of s at the end over the closed form's. "
-        legend += "outside: what fails of lambda < .5, n/d > 30. " + "; ".join(told)
+        legend += ".5 at small theta. L(1.5): over L(0), linear to rough start. "
+        legend += (
+            "ds: fall of s at the end over the closed form's. outside: what fails of lambda < .5, n/d > 30. "
+            + "; ".join(told)
+        )
         table = report.table("training in units of t*", legend)
         for name in ("L", "theta", "N", "lambda", "n/d", "rate", "theory", "slope", "L(1.5)", "band", "ds", "outside"):
             table.add_column(name, justify="left" if name in ("band", "outside") else "right")
