@@ -9,7 +9,12 @@ import importlib.metadata, pathlib, subprocess, sys, mftadv
 here = pathlib.Path.cwd()
 assert here in pathlib.Path(mftadv.__file__).parents, mftadv.__file__
 assert importlib.metadata.version("mftadv") == mftadv.__version__
-assert (here / "mftadv" / "py.typed").is_file() and not (here / "tests").exists()
+inside, sources = (
+    {path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    for folder in (here / "mftadv", here.parents[1] / "mftadv")
+)
+assert inside == sources and pathlib.Path("py.typed") in inside, inside ^ sources
+assert not (here / "tests").exists()
 for command in (["-m", "mftadv"], ["bin/mftadv"]):
     said = subprocess.run([sys.executable, *command, "--version"], check=True, capture_output=True, text=True).stdout
     assert said == f"mftadv {mftadv.__version__}\n", said
@@ -41,7 +46,7 @@ lint: $(VENV)/.dev
 
 # the site, in build/docs; any warning is an error
 docs: $(VENV)/.docs
-	$(BIN)/python -m sphinx -W --keep-going -n -q docs build/docs
+	$(BIN)/python -m sphinx -E -W --keep-going -n -q docs build/docs
 
 # the source archive and the wheel made of it, in dist/; then the wheel is used outside of the sources
 dist: $(VENV)/.dev
@@ -57,7 +62,7 @@ quality: $(VENV)/.peers
 	$(BIN)/python -m benchmarks.quality
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest .pytest_cache .ruff_cache .hypothesis .jax_cache *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest .pytest_cache .ruff_cache .hypothesis .jax_cache build dist *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -83,13 +83,6 @@ def flop_probe(n: int) -> Probe:
     return Probe(lambda: product(array), 2 * n**3)
 
 
-def batched_flop_probe(batch: int, rows: int, n: int) -> Probe:
-    """Floating-point operations, by products of blocks of rows with a matrix for each."""
-    blocks, matrices = jnp.ones((batch, rows, n), jnp.float32), jnp.ones((batch, n, n), jnp.float32)
-    product = jax.jit(lambda a, b: jnp.matmul(a, b, precision="highest"))
-    return Probe(lambda: product(blocks, matrices), 2 * batch * rows * n**2)
-
-
 def normal_probe(impl: str, shape: tuple[int, ...]) -> Probe:
     """Normal numbers drawn, by one plain call."""
     key, draw = jax.random.key(0, impl=impl), jax.jit(lambda key: jax.random.normal(key, shape))

@@ -179,6 +179,10 @@ def _by_library(
 
 def _losses(model: Callable, params: Any, xs: np.ndarray, etas: np.ndarray, q: float) -> np.ndarray:
     """|f(x + eta) - f(x)|_q [M, C] of networks [M], each at inputs [C, d] with perturbations [M, C, d]."""
-    outputs = jax.jit(jax.vmap(jax.vmap(model, (None, 0)), (0, 0)))
-    moved, base = (outputs(params, np.broadcast_to(at, etas.shape)) for at in (xs + np.float32(etas), xs))
+    moved, base = (_outputs(model, params, np.broadcast_to(at, etas.shape)) for at in (xs + np.float32(etas), xs))
     return np.linalg.norm(np.asarray(moved, np.float64) - np.asarray(base, np.float64), ord=q, axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _outputs(model: Callable, params: Any, xs: Array) -> Array:
+    return jax.vmap(jax.vmap(model, (None, 0)))(params, xs)

@@ -11,12 +11,14 @@ from benchmarks.harness import (
     Benchmark,
     Contender,
     Goal,
-    batched_flop_probe,
     entries_of,
+    flop_probe,
+    normal_probe,
     shapes_of,
     to_numpy,
 )
 from mftadv import training
+from mftadv.attack import LinearStarts, PowerMethod
 from mftadv.training import State, TrainingConfig
 
 _STEPS = 20  # of the training whose accuracy is compared
@@ -24,7 +26,7 @@ _STEPS = 20  # of the training whose accuracy is compared
 
 def training_steps(quick: bool) -> Benchmark:
     """Steps of adversarial training, each with a batch, an attack of five steps, and a step of gradient descent."""
-    spec = mf.NetworkSpec(64, 10, 16, 2) if quick else mf.NetworkSpec(64, 10, 256, 10)
+    spec = mf.NetworkSpec(64, 10, 16, 1) if quick else mf.NetworkSpec(64, 10, 256, 10)
     num_networks, steps = (3, 2) if quick else (16, 2)
     inputs = mf.load_inputs("digits", 60 if quick else 512, seed=0)
     batch, x, y = 20 if quick else 128, jnp.asarray(inputs.values, jnp.float32), jnp.asarray(inputs.labels, jnp.int32)
@@ -84,5 +86,37 @@ def training_steps(quick: bool) -> Benchmark:
         outcomes[f"accuracy after {_STEPS} steps, torch"] = their_accuracy
     goals = [Goal("ours, vmap", ("torch, loop over networks",), 0.8), Goal("ours, vmap", ("torch, bmm",))]
     goals.append(Goal("ours, map", ("torch, loop over networks",)))
-    probes = {"flops": batched_flop_probe(num_networks, batch, spec.width)}
+    probes = {"flops": flop_probe(64 if quick else 1024)}
     return Benchmark(shapes, contenders, goals, probes, rounds=5, outcomes=outcomes)
+
+
+def matrix_free_training(quick: bool) -> Benchmark:
+    """A step of adversarial training without matrices, at the end of fifty: each query costs the memory of all."""
+    spec = mf.NetworkSpec(4, 1, 64, 2) if quick else mf.NetworkSpec(100, 1, 100_000, 5)
+    steps = 2 if quick else 50
+    attack = mf.Attack((LinearStarts(2),), (PowerMethod(1),))
+    x = jax.random.normal(jax.random.key(1), (1, spec.input_dim))
+    config = TrainingConfig(steps, 1e-6, 1.0, standard_loss=None, attack=attack, warm_start=True, evaluate_every=steps)
+    capacity = training.queries_of_training(spec, config, 1, 1)
+    key = jax.random.key(0, impl=FAST_KEY)
+    begin = jax.jit(lambda key: training.begin(key, spec, (x, None), config, (x, None), "matrix_free").state)
+    # The state is given away to the step, which changes it in its place.
+    step = jax.jit(lambda state: training.step(key, state, (x, None), config), donate_argnums=0)
+    program = step.lower(jax.eval_shape(begin, key)).compile()
+    holder = [begin(key)]
+
+    def ours():
+        holder[0] = program(holder[0])
+        return holder[0].norm_change, holder[0].perturbations
+
+    # an input, four differences, as many cotangents, and one more of the gradient; each draws a vector for every layer
+    normals = 10 * spec.depth * spec.width
+    contenders = [
+        Contender("ours, one step", ours, {f"normals, {FAST_KEY}": normals}),
+        Contender("only its normals", normal_probe(FAST_KEY, (normals,)).run),
+    ]
+    shapes = {**shapes_of(spec), "inputs": capacity[0], "cotangents": capacity[1]}
+    if memory := program.memory_analysis():
+        shapes["MiB"] = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) // 2**20
+    goals = [Goal("ours, one step", ("only its normals",), 10.0)]
+    return Benchmark(shapes, contenders, goals, {f"normals, {FAST_KEY}": normal_probe(FAST_KEY, (normals,))}, rounds=5)

@@ -30,3 +30,4 @@ nitpick_ignore_regex = [("py:.*", rf"(?!({'|'.join(map(str, sorted(pages.documen
 
 def setup(app):
     app.connect("autodoc-process-docstring", pages.process_docstring, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", pages.process_signature)

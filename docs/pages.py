@@ -6,6 +6,7 @@ import importlib
 import inspect
 import io
 import re
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,13 +72,24 @@ def process_docstring(app, what, name, obj, options, lines):
     lines[:] = [*to_rst("\n".join(lines)).split("\n"), ""]
 
 
+def process_signature(app, what, name, obj, options, signature, returned):
+    """For autodoc: types of JAX by the names that its users know."""
+    names = {
+        r"~?[\w.]*Array \| ~?numpy\.ndarray \| [^,\]]*? complex": "~jax.typing.ArrayLike",
+        r"(?<!\w)(jax\.)?jaxlib\._jax\.Array": "jax.Array",
+    }
+    for pattern, short in names.items():
+        signature, returned = (text and re.sub(pattern, short, text) for text in (signature, returned))
+    return signature, returned
+
+
 def formula(docstring: str) -> str:
     """The formula of a docstring: its second paragraph, with the indented lines that follow."""
     shown = []
     for block in paragraphs(inspect.cleandoc(docstring))[1:]:
         if HEADER.match(block) or (shown and not block.startswith("    ")):
             break
-        shown.append(block)
+        shown.append(block if block.startswith("    ") else textwrap.fill(block, 84))
     return "\n\n".join(shown)
 
 
@@ -99,13 +111,14 @@ def index_of_formulas() -> str:
                 entries.setdefault(name, (function, [], []))
                 entries[name][1].append(symbol)
                 entries[name][2].extend(test for test in tests.split(", ") if test not in entries[name][2])
-    shown = []
-    for name, (function, symbols, tests) in entries.items():
+    shown, order = [], list(vars(theory))  # as the formulas build on each other
+    for name in sorted(entries, key=order.index):
+        function, symbols, tests = entries[name]
         text = inspect.cleandoc(function.__doc__)
         source = re.search(r"^Source: (the paper|ours)", text, re.MULTILINE)
         shown.append(
             f"## {name}\n\n{text.split(chr(10) * 2)[0]}\n\n```text\n{formula(text)}\n```\n\n"
-            f"{'; '.join(symbols)}. Code: `mf.theory.{name}`. Tests: {', '.join(tests)}. "
+            f"Symbols: {'; '.join(symbols)}. Code: `mf.theory.{name}`. Tests: {', '.join(tests)}. "
             f"Source: {source[1] if source else 'see the docstring'}.\n"
         )
     return "\n".join(shown)
@@ -164,10 +177,15 @@ def setup(app):
     class Links(SphinxTransform):
         """`mf.name` links to its documentation, `tests/file.py` to the file."""
 
-        default_priority = 900
+        default_priority = 870  # before the event by which files to download are found
 
         def apply(self, **kwargs):
-            short = {name: full for full, short in documented().items() for name in (full, short, full.split(".")[-1])}
+            in_docstrings = self.env.docname == "api"  # where names stand alone
+            short = {
+                name: full
+                for full, short in documented().items()
+                for name in (full, short, *(in_docstrings * [short.removeprefix("mf."), full.split(".")[-1]]))
+            }
             for literal in list(self.document.findall(nodes.literal)):
                 text = literal.astext().partition("(")[0]
                 file = re.fullmatch(r"((?:tests|examples|benchmarks)/[\w/]+\.py)(?:::\w+)?", text)

@@ -1,5 +1,7 @@
 """A strict process: shapes checked against their annotations, four devices, no silent promotion of dtypes or ranks."""
 
+import collections
+import gc
 import os
 from pathlib import Path
 
@@ -34,12 +36,36 @@ hypothesis.settings.register_profile("mftadv", deadline=None, derandomize=True, 
 hypothesis.settings.load_profile("mftadv")
 
 
+def pytest_collection_modifyitems(items):
+    """Files with laws come first, then those with most slow tests: `--dist loadfile` deals out files in this order."""
+    costs = collections.Counter()
+    for item in items:
+        costs[item.path] += 20 * ("law" in item.keywords) + ("slow" in item.keywords)
+    items.sort(key=lambda item: -costs[item.path])
+
+
+def pytest_collection_finish():
+    """The garbage collector would go over all that is imported again and again: tracing makes many small objects."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(200_000, 50, 100)
+
+
 @pytest.fixture
 def unchecked():
     """What a user meets, whose process checks no annotations: the library's own errors."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def not_rendered(monkeypatch):
+    """Figures of runs are made but stored as empty files: rendering them in three formats takes seconds a run."""
+    monkeypatch.setattr(
+        "mftadv.report.figure_files",
+        lambda name, figure: [(f"{name}.{suffix}", b"") for suffix in ("png", "pdf", "svg")],
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -61,7 +61,7 @@ def check_page(path, most=2 * 2**20):
                 continue
             assert tag == "a", (tag, value)
             assert not re.match(r"\w+:|//|/", value), value
-            assert (path.parent / value).exists(), value
+            assert f'id="{value[1:]}"' in text if value[0] == "#" else (path.parent / value).exists(), value
     assert all(len(each["alt"]) > 20 for each in page.all("img"))
     assert all(each["id"] for each in page.all("h2"))
     for table in re.findall(r"<table.*?</table>", text, re.DOTALL):

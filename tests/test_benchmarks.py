@@ -98,7 +98,7 @@ def test_pgd_by_hand_solves_a_linear_problem(p):
 @pytest.mark.slow
 def test_starts_of_pgd_are_uniform_in_the_ball(p):
     d, keys = 5, jax.random.split(jax.random.key(0), 4000)
-    points = np.asarray(jax.vmap(lambda key: plain.DESCENT[p][0](key, (d,)))(keys))
+    points = np.asarray(jax.jit(jax.vmap(lambda key: plain.DESCENT[p][0](key, (d,))))(keys))
     # a share t^d of the ball lies within t times its radius: the d-th power of the norm is uniform
     volume = np.linalg.norm(points, ord=p, axis=1) ** d
     error = 1 / np.sqrt(12 * len(keys))
@@ -179,7 +179,7 @@ def test_torch_takes_the_same_training_step(unchecked):
     torch = pytest.importorskip("torch")
     from benchmarks import peers
 
-    spec, key, eps, rate, M, B = mf.NetworkSpec(7, 3, 24, 3, 2.0, 0.1), jax.random.key(3), 0.5, 0.1, 2, 20
+    spec, key, eps, rate, M, B = mf.NetworkSpec(7, 3, 24, 2, 2.0, 0.1), jax.random.key(3), 0.5, 0.1, 2, 20
     x, y = jax.random.normal(jax.random.key(1), (B, 7)), jnp.arange(B, dtype=jnp.int32) % 3
     config = mf.TrainingConfig(1, rate, eps, attack="fast")
     networks = jax.jit(jax.vmap(mf.init, (0, None)))(jax.random.split(key, M), spec)

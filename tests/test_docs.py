@@ -117,6 +117,7 @@ def test_the_commands_of_all_pages_are_understood():
         cli._parse(["validate", "--widht", "3"])
 
 
+@pytest.mark.usefixtures("not_rendered")
 @pytest.mark.slow
 def test_the_code_of_running_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -138,11 +139,14 @@ def test_the_code_of_running_runs(tmp_path, monkeypatch, capsys):
 
     (toml,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     Path("sweep.toml").write_text(toml)
-    swept = experiments.SweepFile.read("sweep.toml").run("results/sweep")
-    assert dict(swept["norm"].sizes) == {"depth": 2, "p": 3}
+    file = experiments.SweepFile.read("sweep.toml")
+    assert {name: len(values) for name, values in file.grid.items()} == {"depth": 2, "p": 3}
+    swept = dataclasses.replace(file, grid={**file.grid, "depth": [1]}).run("results/sweep")
+    assert dict(swept["norm"].sizes) == {"depth": 1, "p": 3}
     assert float(abs(swept["jacobian_variance"] / swept["theory_jacobian_variance"] - 1).max()) < 0.5
 
 
+@pytest.mark.usefixtures("not_rendered")
 @pytest.mark.slow
 def test_the_code_of_the_tour_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -171,9 +175,14 @@ def test_the_code_of_the_tour_runs(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_code_of_matrix_free_networks_runs():
     names = {}
-    for block in code_of("matrix_free.md", wide=("width=1_000_000, depth=10", "width=1_000, depth=2")):
+    sizes = {
+        "wide": ("width=1_000_000, depth=10", "width=1_000, depth=2"),
+        "trained": ("width=20_000, depth=2", "width=300, depth=1"),
+    }
+    for block in code_of("matrix_free.md", **sizes):
         exec(compile(block, "matrix_free.md", "exec"), names)
     assert names["law_exact"]
+    assert names["record"].network.law_exact
     assert (names["J"].shape, names["y"].shape) == ((1, 20), (1,))
 
 

@@ -20,7 +20,7 @@ from mftadv.sweep import sample_of
 LAW = JacobianLaw(width=100, depth=2, inputs=1)
 RESIDUAL = JacobianLaw(width=30, depth=2, output_dim=3, block="residual", weight_variance=1.0)
 LOSS = LossBounds(
-    width=24, depth=2, data="gaussian", input_dim=4, output_dim=2, p=(1.0, math.inf), q=(2.0,), eps=(1.0, 0.1),
+    width=24, depth=1, data="gaussian", input_dim=4, output_dim=2, p=(1.0, math.inf), q=(2.0,), eps=(1.0, 0.1),
     dims=(4, 8), outputs=(2, 1), attack="frugal",
 )  # fmt: skip
 WIDTH = FiniteWidth(widths=(30, 90), depth=2)  # below 100, where networks of ten outputs would take minutes
@@ -202,7 +202,7 @@ def test_cells_of_the_width_share_no_noise(results):
 
 
 def statistic_of(spec):
-    return float(finite_width.Statistic()(jax.random.key(0), spec)["frobenius"])
+    return float(jax.jit(finite_width.Statistic())(jax.random.key(0), spec)["frobenius"])
 
 
 def test_shortfall_by_simulation_of_its_law():

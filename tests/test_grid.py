@@ -1,6 +1,7 @@
 """Sweeps over named axes: the same numbers as one network at a time, however they are cut, stored and gone on with."""
 
 import dataclasses
+import functools
 import math
 import os
 import subprocess
@@ -40,13 +41,13 @@ def energy(key, spec, x, scale=1.0, p=2.0):
     return {"J2": scale * jnp.mean(rep.jacobian**2), "rows": vector_norm(rep.jacobian, p)}
 
 
-def run(**options):
+def run_grid(**options):
     return sweep(energy, KEY, SPEC, GRID, np.ones(4), static=("p",), **{"num_networks": 20, **options})
 
 
 @pytest.fixture(scope="module")
 def whole():
-    return run()
+    return run_grid()
 
 
 def same(a, b):
@@ -72,7 +73,7 @@ def test_every_point_is_monte_carlo_there(whole):
 @pytest.mark.slow
 def test_traced_axes_share_a_compilation():
     counted = chex.assert_max_traces(energy, n=2 * 4)  # for its shapes, and for the program: each of 2 x 2 shapes
-    sweep(counted, KEY, SPEC, GRID, np.ones(4), static=("p",), num_networks=2)
+    sweep(counted, KEY, SPEC, GRID, np.ones(4), static=("p",), num_networks=20)
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 7}, {"batch_size": 1}])
@@ -80,7 +81,7 @@ def test_traced_axes_share_a_compilation():
 def test_chunked_is_whole(whole, options, monkeypatch):
     monkeypatch.setattr(_compute, "_LONG", 0)
     told = Told()
-    same(run(observer=told, **options), whole)
+    same(run_grid(observer=told, **options), whole)
     assert told.shares == sorted(told.shares)
     assert (told.shares[0], told.shares[-1]) == (0, 1)
     assert told.lines[0].startswith("plan      16 cells by 4 programs")
@@ -89,6 +90,7 @@ def test_chunked_is_whole(whole, options, monkeypatch):
 
 @pytest.mark.slow
 def test_stored_extended_and_sharded_is_whole(whole, tmp_path):
+    run = functools.partial(run_grid, batch_size=4)  # one size for all, however many are missing
     same(run(folder=tmp_path / "a", num_networks=8), run(num_networks=8))
     before = set((tmp_path / "a" / "parts").iterdir())
     same(run(folder=tmp_path / "a"), whole)
@@ -113,10 +115,10 @@ def test_interrupted_goes_on(whole, tmp_path, monkeypatch):
 
     monkeypatch.setattr(_compute, "_draw", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        run(folder=tmp_path / "a", batch_size=8)
+        run_grid(folder=tmp_path / "a", batch_size=8)
     monkeypatch.setattr(_compute, "_draw", lambda *args: drawn.append(args) or draw(*args))
     drawn.clear()
-    same(run(folder=tmp_path / "a", batch_size=8), whole)
+    same(run_grid(folder=tmp_path / "a", batch_size=8), whole)
     assert len(drawn) == 4 * 3 - 5  # the chunks that were drawn are not drawn again
 
 
@@ -130,11 +132,13 @@ def test_a_chunk_that_does_not_fit_is_halved(whole, monkeypatch):
         return draw(plan, program, *args)
 
     monkeypatch.setattr(_compute, "_draw", failing)
-    same(run(observer=told), whole)
+    grid = {**GRID, "output_dim": [2], "p": [1]}
+    found = sweep(energy, KEY, SPEC, grid, np.ones(4), static=("p",), num_networks=20, observer=told)
+    same(found, whole.sel(output_dim=[2], p=[1.0]))
     assert [line for line in told.lines if line.startswith("out of memory with 20 networks at once: half as many")]
     monkeypatch.setattr(_compute, "_draw", lambda *_: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(MemoryError):
-        run()
+        sweep(energy, KEY, SPEC, grid, np.ones(4), static=("p",), num_networks=20)
 
 
 @pytest.mark.slow
@@ -150,10 +154,11 @@ def test_raw_draws_are_those_of_each_network():
     assert data["rows"].dims == ("cell", "network", "output")
     assert data["networks"].values.tolist() == [5, 3, 4, 5]
     assert np.all(np.isnan(data["J2"].values[1, 3:]))
+    alone = jax.jit(energy)
     for number, (cell, some) in enumerate(zip(cells, networks, strict=True)):
         own = sample_of(data, number)
         for i, index in enumerate(some):
-            expected = energy(jax.random.fold_in(KEY, index), cell.spec, *cell.operands)
+            expected = alone(jax.random.fold_in(KEY, index), cell.spec, *cell.operands)
             np.testing.assert_allclose(own["J2"][i], expected["J2"], rtol=1e-5)
             np.testing.assert_allclose(own["rows"][i], expected["rows"], rtol=1e-5)
 

@@ -581,6 +581,7 @@ class Interrupt(Observer):
         monkeypatch.setattr(_compute, "_WRITING", -1.0)
 
 
+@pytest.mark.usefixtures("not_rendered")
 @pytest.mark.slow
 def test_interrupted_it_goes_on_to_the_same_results(tmp_path, monkeypatch):
     experiment, networks = dataclasses.replace(TRAIN, adversarial_weight=1.0), 4

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -129,6 +129,33 @@ def _report(folder: tyro.conf.Positional[Path]) -> Callable[[Terminal], None]:
     return lambda terminal: terminal.say(str(report.write(folder, terminal.say)))
 
 
+def _reproduce(
+    claims: tyro.conf.Positional[tuple[str, ...]] = (),
+    scale: Literal["quick", "full"] = "quick",
+    out: Path | None = None,
+    list: bool = False,
+) -> Callable[[Terminal], int]:
+    """Measure the claims of the paper, and ours, and write a page of what was found.
+
+    Args:
+        claims: their names, see --list (default: all).
+        scale: within ten minutes on two cores for all of them, or sized for one GPU.
+        out: folder for a folder of each run, and for report.html (default: results/reproduce-NUMBER).
+        list: say what each claim is, in a line; compute nothing.
+    """
+
+    def call(terminal: Terminal) -> int:
+        if list:
+            for claim in experiments.paper_claims(claims):
+                terminal.say(f"{claim.name:18}{'(ours) ' * claim.ours}{claim.statement}")
+            return 0
+        found = experiments.reproduce(claims, scale, out or Path("results") / "reproduce-{}", terminal)
+        terminal.conclude(found.tables, [], found.folder)
+        return int(found.fails)
+
+    return call
+
+
 def _sweep(file: tyro.conf.Positional[Path], out: Path | None = None, shard: str = "0/1") -> Callable[[Terminal], int]:
     """Draw a built-in statistic over a grid that a TOML file describes, with theory beside it.
 
@@ -147,7 +174,14 @@ def _sweep(file: tyro.conf.Positional[Path], out: Path | None = None, shard: str
 
 
 _COMMANDS = {name: _command(kind) for name, kind in EXPERIMENTS.items()}
-_COMMANDS |= {"sweep": _sweep, "status": _status, "merge": _merge, "show": _show, "report": _report}
+_COMMANDS |= {
+    "sweep": _sweep,
+    "status": _status,
+    "merge": _merge,
+    "show": _show,
+    "report": _report,
+    "reproduce": _reproduce,
+}
 
 
 def _parse(arguments: Sequence[str]) -> Callable[[Terminal], int | None]:

@@ -1,6 +1,7 @@
 """The paper's claims as experiments, and the runner of all of them."""
 
 from mftadv.experiments._experiment import Experiment
+from mftadv.experiments._reproduce import Reproduction, paper_claims, reproduce
 from mftadv.experiments._runner import Budget, Result, merge, run, show
 from mftadv.experiments.capacity import Capacity
 from mftadv.experiments.finite_width import FiniteWidth
@@ -22,12 +23,15 @@ __all__ = [
     "FiniteWidth",
     "JacobianLaw",
     "LossBounds",
+    "Reproduction",
     "Result",
     "SweepFile",
     "Train",
     "Trainability",
     "TrainingLaw",
     "merge",
+    "paper_claims",
+    "reproduce",
     "run",
     "show",
 ]

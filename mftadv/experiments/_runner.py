@@ -157,7 +157,7 @@ def run(
             "on_their_way": [plan.layout_on_the_way(i) for i in numbers],
         }
         session = store.provenance(mesh=mesh, batch_size=budget.batch_size)
-        with _opened(folder, identity, layouts, session, observer) as opened:
+        with open_run(folder, identity, layouts, session, observer) as opened:
             counts = _counts(experiment, cells, budget, opened.networks)
             _say_plan(observer, experiment, plan, counts)
             opened.aim(counts)
@@ -195,15 +195,16 @@ def _read(folder: Path | str) -> tuple["Experiment | SweepFile", Any, list[int]]
     record = store.read_record(folder)
     identity = record.identity
     options = {name: _from_json(value) for name, value in identity.get("options", {}).items()}
-    words = np.asarray(identity["key"]["data"], np.uint32)
-    key = jax.random.wrap_key_data(jnp.asarray(words), impl=identity["key"]["impl"])
-    if identity.get("name") == "sweep" and options:
-        options |= {"spec": NetworkSpec(**options["spec"]), "networks": min(record.networks), "target": None}
-        return SweepFile(**options), key, record.networks
     kind = EXPERIMENTS.get(str(identity.get("name")))
-    if kind is None:
+    swept = identity.get("name") == "sweep" and options
+    if kind is None and not swept:
         known = f"{', '.join(EXPERIMENTS)} or a sweep that a file describes"
         raise ValueError(f"folder: expected a run of {known}, got one of {identity.get('name')!r}")
+    words = np.asarray(identity["key"]["data"], np.uint32)
+    key = jax.random.wrap_key_data(jnp.asarray(words), impl=identity["key"]["impl"])
+    if kind is None:
+        options |= {"spec": NetworkSpec(**options["spec"]), "networks": min(record.networks), "target": None}
+        return SweepFile(**options), key, record.networks
     unknown = options.keys() - {field.name for field in dataclasses.fields(kind)}
     if unknown or identity["version"] != kind.version:
         raise ValueError(
@@ -259,7 +260,7 @@ def _from_json(value: Any) -> Any:
     return float(value) if value in ("inf", "-inf") else value
 
 
-def _opened(
+def open_run(
     folder: Path | str,
     identity: Mapping[str, Any],
     layouts: Mapping[str, Any],

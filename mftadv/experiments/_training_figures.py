@@ -16,6 +16,7 @@ from mftadv.theory import TrainingPrediction
 Record = Mapping[str, np.ndarray]
 
 _COLOURS = (BLUE, RED, ORANGE, GREY)
+_SHOWN = 8  # networks of which each is a line of its own; means and errors are of all
 
 
 def training(
@@ -53,7 +54,7 @@ def training(
         if not np.isfinite(values).any():
             return
         mean, error = mean_and_error(values)
-        axes.plot(times, values.T, color=colour, alpha=0.25, lw=0.6)
+        axes.plot(times, values[:_SHOWN].T, color=colour, alpha=0.25, lw=0.6)
         axes.plot(times, mean, color=colour, lw=1.6, label=label)
         axes.fill_between(times, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.2, lw=0)
 

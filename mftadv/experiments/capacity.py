@@ -9,7 +9,7 @@ import numpy as np
 from mftadv import report
 from mftadv.compare import Claim, Judgement
 from mftadv.experiments import _training_figures
-from mftadv.experiments._trainings import OfTrainings, mean_and_error, relative_fisher_rao, running
+from mftadv.experiments._trainings import OfTrainings, estimate, mean_and_error, relative_fisher_rao, running
 from mftadv.spec import check_positive
 from mftadv.statistics import Estimate
 from mftadv.sweep import Cell
@@ -107,6 +107,27 @@ class Capacity(OfTrainings):
                         reason="finite width, to first order in 1/N",
                         expected="holds" if name == "propagation" and alone else "fails",
                         note=notes[name],
+                    )
+                )
+        return [*claims, *self._ends(data)] if alone else claims
+
+    def _ends(self, data: Any) -> list[Claim]:
+        """Where the adversarial loss is all that is trained on, omega^L and the quotient are lower at the end."""
+        claims = []
+        for i, cell in enumerate(self.cells()):
+            record, _ = running(data, i)
+            for name, text, values in (
+                ("propagation", "omega^L", record["propagation"]),
+                ("capacity", "Fisher-Rao", relative_fisher_rao(record)),
+            ):
+                claims.append(
+                    Claim.of(
+                        f"{text} at the end over the start, N={cell.spec.width}",
+                        1.0,
+                        estimate(values[:, -1] / values[:, 0]),
+                        kind="at_most",
+                        id=f"end_{name}",
+                        coords=cell.coords,
                     )
                 )
         return claims

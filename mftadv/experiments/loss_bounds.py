@@ -37,6 +37,7 @@ CONFIDENCE = 0.99  # of the bound that one network obeys
 
 # How far |J| may grow inside the ball: the loss exceeds eps |J(x)| by a part of this size, and no coefficient knows.
 _GROWTH = 0.05
+_TREND = 1.5  # by what factor a bound changes with a dimension where a trend is claimed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,11 +162,28 @@ class LossBounds(OfNetworks):
         return predictions(cell.spec, cell.operands[0], eps, p, q)
 
     def claims(self, data: Any) -> Sequence[Claim]:
-        return [
+        claims = [
             claim
             for i, cell in enumerate(self.cells())
             for claim in claims_of(cell.spec, self.predict(cell), sample_of(data, i), self.dtype, cell.coords)
         ]
+        return [*claims, *self._trends(data)]
+
+    def _trends(self, data: Any) -> Iterator[Claim]:
+        """Where Chevet's bound at this width falls or rises with d or K by half or more, so does the loss."""
+        cells = list(enumerate(self.cells()))
+        for name, p in itertools.product(("d", "K"), dict.fromkeys(map(float, self.p))):
+            own = [each for each in cells if name in str(each[1].coords["part"]).split() and each[1].coords["p"] == p]
+            own = sorted(own, key=lambda each: each[1].coords[name])
+            (first, few), (last, many) = own[0], own[-1]
+            growth = self.predict(many)["at_width"] / self.predict(few)["at_width"]
+            if 1 / _TREND < growth < _TREND:
+                continue
+            low, high = (sample_of(data, i)["loss"] for i in ((first, last) if growth > 1 else (last, first)))
+            n = min(len(low), len(high))
+            ratio = statistics.ratio_estimate(low[:n].astype(np.float64), high[:n].astype(np.float64))
+            text = f"L_adv {'rises' if growth > 1 else 'falls'} with {name}, p={exponent(p)}"
+            yield Claim.of(text, 1.0, ratio, kind="at_most", id="trend", coords={"of": name, "p": p})
 
     def rows(self, data: Any, judged: Sequence[Judgement]) -> list[dict[str, Any]]:
         """What was measured beside what is predicted, a record for each cell."""
@@ -204,10 +222,12 @@ class LossBounds(OfNetworks):
 
     def tables(self, data: Any, judged: Sequence[Judgement], wide: bool = False) -> Sequence[Any]:
         rows = self.rows(data, judged)
+        trends = find(judged, "trend")
         of_part = {part: [row for row in rows if part in row["part"].split()] for part in ("inputs", "d", "K")}
         return [
             _table("inputs", "eps", of_part["inputs"], wide),
             *(_table(part, part, sorted(of_part[part], key=lambda row: row[part]), wide) for part in ("d", "K")),
+            *([report.verdict_table("the smaller loss over the larger", trends, wide)] if trends else ()),
         ]
 
 

@@ -50,7 +50,10 @@ def page(folder: Path | str, files: Mapping[str, bytes]) -> str:
         ValueError: it is not the folder of a run.
     """
     record = store.read_record(folder)
-    facts = {"summary": "", "command": None, **json.loads(files["claims.json"])} if "claims.json" in files else {}
+    sessions = [{name: _words(value) for name, value in session.items()} for session in record.sessions]
+    if "entries" in (facts := json.loads(files.get("claims.json", b"{}"))):
+        return _index(Path(folder), facts, sessions)
+    facts = facts and {"summary": "", "command": None, **facts}
     identity = {**record.identity, "cells": len(record.identity["cells"])}
     options = identity.pop("options", {})
     first, last = store.drawn_between(folder)
@@ -64,11 +67,46 @@ def page(folder: Path | str, files: Mapping[str, bytes]) -> str:
         options={name: _words(value) for name, value in options.items()},
         identity={name: _words(value) for name, value in identity.items()},
         networks=_networks(record.networks),
-        sessions=[{name: _words(value) for name, value in session.items()} for session in record.sessions],
+        sessions=sessions,
         first=first,
         last=last,
         open_rows=_OPEN,
     )
+
+
+def _index(folder: Path, facts: Mapping[str, Any], sessions: Sequence[Mapping[str, str]]) -> str:
+    """The page over several runs: entry by entry what is claimed, what was measured, and a picture.
+
+    Args:
+        folder: in which each run has a folder.
+        facts: scale, command, family_error, and entries of name, statement, found, ours, runs, picture and claims.
+        sessions: who wrote it.
+    """
+    entries, first = [], {}
+    for entry in facts["entries"]:
+        picture = entry["picture"]
+        seen = [each for each in entry["claims"] if each["verdict"] != "underpowered"]
+        image = _picture(folder, picture) if picture and picture not in first else None
+        entries.append(
+            {
+                **entry,
+                "tally": claims_of(entry["claims"]),
+                "span": span([each["ratio"] for each in seen if each["ratio"] is not None]),
+                "shown": None if picture is None else first.setdefault(picture, entry["name"]),
+                "image": image,
+            }
+        )
+    every = {(each["run"], each["id"], str(each["coords"])): each for entry in entries for each in entry["claims"]}
+    runs = dict.fromkeys(run for entry in entries for run in entry["runs"])
+    counts = claims_of([*every.values()])["counts"]
+    return render(
+        "index.html", facts=facts, entries=entries, counts=counts, runs=runs, sessions=sessions, open_rows=_OPEN
+    )
+
+
+def _picture(folder: Path, name: str) -> Picture:
+    run, _, figure = name.partition("/")
+    return Picture.of(Path(name).stem, store.read_results(folder / run, (figure,))[figure])
 
 
 def render(template: str, **values: Any) -> str:
@@ -113,6 +151,12 @@ def sentence(counts: Mapping[str, int], family_error: float) -> str:
     if predicted:
         parts.append(f"{predicted} published one{'s' * (predicted > 1)} fail{'s' * (predicted == 1)}, as predicted")
     return f"No claim fails that should hold. Of {total}: {', '.join(parts)}."
+
+
+def span(numbers: Sequence[float]) -> str:
+    """From the least to the largest of some numbers, in words."""
+    ends = dict.fromkeys(f"{number:.3g}" for number in (min(numbers), max(numbers))) if numbers else ["-"]
+    return " to ".join(ends)
 
 
 def _coordinates(coords: Mapping[str, Any]) -> str:

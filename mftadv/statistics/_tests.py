@@ -292,6 +292,8 @@ def scale_mixture_cdf(x: ArrayLike, variance: float, kurtosis: float, skewness: 
         raise ValueError(f"variance: expected a finite number > 0, got {variance!r}")
     if not 3 <= kurtosis < math.inf:
         raise ValueError(f"kurtosis: expected a finite number >= 3, got {kurtosis!r}")
+    if kurtosis == 3:
+        return special.ndtr(np.asarray(x, dtype=np.float64) / math.sqrt(variance))
     w = math.log(kurtosis / 3)
     if not max(-1.0, -1.5 / math.sqrt(max(w, 1))) <= skewness <= 0:
         raise ValueError(f"skewness: expected a number <= 0, at least -1 and -1.5 / sqrt(w), got {skewness!r}")

@@ -20,7 +20,7 @@ from mftadv.norms import (
 
 INF = math.inf
 HALVES = ("float16", "bfloat16")
-DIMENSION = 150_528  # 224 x 224 x 3
+DIMENSION = 67_500  # 150 x 150 x 3, more than the largest float16
 
 
 @functools.cache
@@ -70,7 +70,7 @@ def test_vectors_in_many_dimensions(half, p):
 @pytest.mark.slow
 def test_p_1(half):
     x, wide = draw(half, DIMENSION)
-    small = x * jnp.asarray(0.25, half)  # a norm of 30,000
+    small = x * jnp.asarray(0.25, half)  # a norm of 13,000
     assert_rounded(vector_norm(small, 1), np.abs(wide).sum() / 4, half)
     threshold = 3.0  # where it is left to the 400 largest entries
     expected = np.sign(wide) * np.maximum(np.abs(wide) - threshold, 0)

@@ -141,7 +141,7 @@ def test_extremes_are_finite_or_inf_never_nan(block):
         np.testing.assert_allclose(function(spec, 1.0), variance, rtol=1e-6)
         np.testing.assert_allclose(function(spec, 1.0, (50.0, 50.0)), variance, rtol=1e-6)
         law, cosine_slope = gradient(spec, 1.0)
-        expected = jax.tree.map(lambda leaf: 50 * leaf, jax.grad(laws.jacobian_variance)(spec))
+        expected = jax.tree.map(lambda leaf: 50 * leaf, jax.jit(jax.grad(laws.jacobian_variance))(spec))
         np.testing.assert_allclose(jax.tree.leaves(law), jax.tree.leaves(expected), rtol=1e-5, atol=1e-5)
         assert np.isfinite(cosine_slope)
         assert np.all(np.isfinite(jax.tree.leaves(gradient(spec, -1.0))))
@@ -178,7 +178,9 @@ def test_cosines_may_be_an_array():
 def test_correlation_of_simulated_jacobians(block):
     """Width 100, bias, unequal norms and slopes, to 1.5/N, the law's variance held; 5% off fails."""
     cosine, norms = 0.5, (10.0, 20.0)
-    spec = spec_of(block, 3, 0.2, (1.0, 0.2), dim=10, output_dim=10, width=100)
+    spec, num_networks = spec_of(block, 3, 0.2, (1.0, 0.2), dim=10, output_dim=10, width=100), 600
+    if block == "vanilla":  # its correlation has the largest spread
+        num_networks = 2500
     x, y = np.zeros((2, 10))
     x[0] = np.sqrt(norms[0])
     y[:2] = np.sqrt(norms[1]) * np.array([cosine, np.sqrt(1 - cosine**2)])
@@ -191,7 +193,7 @@ def test_correlation_of_simulated_jacobians(block):
         here, there = (reference.linear_representation(nets, z)[0][:, :, 2:] for z in (x, y))
         return 10 * np.stack([(here * there).mean((1, 2)), (here**2 + there**2).mean((1, 2)) / 2], axis=1)
 
-    products, squares = reference.simulate(statistic, 5, spec, 3000, batch=100).T
+    products, squares = reference.simulate(statistic, 5, spec, num_networks, batch=100).T
     for factor, right in ((1.0, True), (1.05, False), (0.95, False)):
         # E [J J' - squares law / variance] = 0, in units of the law: what the two share cancels in every network
         share = factor * law / variance
@@ -212,11 +214,11 @@ def test_length_of_the_best_perturbation(p):
 
 
 @pytest.mark.parametrize(
-    ("block", "bias_variance", "p", "eps"),
-    [("vanilla", 0.0, 2.0, 1.5), ("vanilla", 0.3, np.inf, 0.4), ("signed", 0.3, 2.0, 4.0)],
+    ("block", "bias_variance", "p", "eps", "num_networks"),
+    [("vanilla", 0.0, 2.0, 1.5, 300), ("vanilla", 0.3, np.inf, 0.4, 400), ("signed", 0.3, 2.0, 4.0, 160)],
 )
 @pytest.mark.law
-def test_one_step_loss_in_simulation(block, bias_variance, p, eps):
+def test_one_step_loss_in_simulation(block, bias_variance, p, eps, num_networks):
     """The share of J eta that the step keeps, at d = 25, N = 400, L = 2, to 6/N; 5% off fails."""
     spec = spec_of(block, 2, bias_variance, dim=25, width=400)
     inputs = np.random.default_rng(1).standard_normal((4, 25))
@@ -232,7 +234,7 @@ def test_one_step_loss_in_simulation(block, bias_variance, p, eps):
             gains.append((kept[:, 0], (jacobian * eta).sum(1)))
         return np.mean(gains, axis=0).T
 
-    kept, promised = reference.simulate(statistic, 6, spec, 400, batch=20).T
+    kept, promised = reference.simulate(statistic, 6, spec, num_networks, batch=20).T
     beta = operator_norm_coefficient(p, 2, 25, 1, kind="sharp")
     bound = eps * beta * float(laws.propagation_factor(spec)) ** (spec.depth / 2)
     share = float(correlation.one_step_loss(spec, eps, 5.0, p)) / bound

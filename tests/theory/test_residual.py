@@ -54,7 +54,7 @@ def test_first_order_against_simulation(case):
     """Every moment, to four errors and the square of the correction; 5% off fails, and so does the limit."""
     *leaves, depth, first = case
     spec = residual(128, *leaves, depth)
-    mean, error = simulate(spec, first, 20_000)
+    mean, error = simulate(spec, first, 20_000 if case == CASES[0] else 8_000)
     law, limit = both(spec, first)
     allowance = np.max(abs(law / limit - 1)) ** 2
     agrees = lambda theory: abs(mean - theory) < 4 * error + allowance * abs(theory)  # noqa: E731
@@ -108,9 +108,9 @@ def test_dense_networks():
     assert not abs(means[3] - limit[3]) < 4 * errors[3]
 
 
-@pytest.mark.parametrize(("bias_variance", "slope"), [(0.0, 0.0), (1.0, 0.1)])
+@pytest.mark.parametrize(("bias_variance", "slope", "num_networks"), [(0.0, 0.0, 2500), (1.0, 0.1, 5000)])
 @pytest.mark.law
-def test_published_law_fails_along_the_input(bias_variance, slope):
+def test_published_law_fails_along_the_input(bias_variance, slope, num_networks):
     """The limit at width 100, to 1/N; 5% off fails, and so does the published law."""
     spec = residual(100, 1.0, bias_variance, v=slope, depth=3, d=20, K=20)
     x = np.random.default_rng(1).standard_normal(20)
@@ -127,7 +127,8 @@ def test_published_law_fails_along_the_input(bias_variance, slope):
         return np.stack([part.mean(1) for part in parts], axis=1)
 
     # x and -x obey one law, and their mean has less noise
-    samples = reference.simulate(lambda nets: (statistic(nets, x) + statistic(nets, -x)) / 2, 4, spec, 5000, batch=200)
+    both_signs = lambda nets: (statistic(nets, x) + statistic(nets, -x)) / 2  # noqa: E731
+    samples = reference.simulate(both_signs, 4, spec, num_networks, batch=200)
     law = residual_law(spec, norm_squared)
     for values, expected in zip(samples.T, law[:5], strict=True):
         if expected == 0:

@@ -43,9 +43,8 @@ def data(output_dim):
 def two_steps(spec, config):
     """The weights before and after two steps, and the state."""
     network = mf.init(KEY, spec)
-    state = training.init(network, config)
-    for _ in range(2):
-        state = training.step(KEY, state, data(spec.output_dim), config)
+    step = lambda _, state: training.step(KEY, state, data(spec.output_dim), config)  # noqa: E731
+    state = jax.lax.fori_loop(0, 2, step, training.init(network, config))
     return _step.weights_of(network), _step.weights_of(state.network), state
 
 

@@ -100,29 +100,36 @@ def trained(spec, data, config, engine):
 
 
 @pytest.mark.parametrize(
-    ("block", "output_dim", "bias_variance", "config"),
+    ("block", "output_dim", "width", "bias_variance", "config"),
     [
-        ("vanilla", 1, 0.0, configuration(True, None)),
-        ("signed", 3, 0.3, configuration(False, "cross_entropy", "madry")),
+        ("vanilla", 1, 100, 0.0, configuration(True, None)),  # of more dimensions than queries
+        ("signed", 3, 9, 0.3, configuration(False, "cross_entropy", "madry")),
     ],
     ids=["paper-warm", "madry-signed-biases"],
 )
 @pytest.mark.slow
 def test_the_record_is_that_of_the_dense_network_it_turns_out_to_be(
-    block, output_dim, bias_variance, config, monkeypatch
+    block, output_dim, width, bias_variance, config, monkeypatch
 ):
     """All entries of the matrices before the training follow from all products; trained densely they do the same."""
     with jax.enable_x64(True):
-        spec = mf.NetworkSpec(5, output_dim, 9, 2, 1.5, bias_variance, 1.0, 0.1, block)
+        spec = mf.NetworkSpec(5, output_dim, width, 2, 1.5, bias_variance, 1.0, 0.1, block)
         rng = np.random.default_rng(1)
         data = jnp.asarray(rng.standard_normal((2, 5))), jnp.arange(2, dtype=jnp.int32)
         record, (embedding, readout, weights) = trained(spec, data, config, "matrix_free")
         assert record.network.law_exact
+        ranks = max(max(matrix.inputs.rank, matrix.outputs.rank) for matrix in record.network.params.weights)
+        assert ranks <= max(training.queries_of_training(spec, config, 2, 2))
+        assert (ranks < width) == (width == 100)
         network = mf.init(KEY, spec)  # biases and signs are drawn alike by both engines
         frozen = network.frozen._replace(embedding=embedding, readout=readout)
-        dense = mf.network.Network(network.params._replace(weights=weights), frozen, spec)
-        monkeypatch.setattr(_train.networks, "init", lambda *_: dense)
-        expected = jax.jit(lambda: mf.train(KEY, spec, data, config))()
+
+        @jax.jit
+        def densely(network):
+            monkeypatch.setattr(_train.networks, "init", lambda *_: network)
+            return mf.train(KEY, spec, data, config)
+
+        expected = densely(mf.Network(network.params._replace(weights=weights), frozen, spec))
         assert float(jnp.max(jnp.abs(expected.norm_change))) > 1e-3
         # of |W_l|_F^2, which nobody knows without all products, a matrix-free record knows the mean and the change
         unknown = {"network", "weight_variance", "propagation_factor", "propagation"}

@@ -21,7 +21,7 @@ def test_the_band_has_the_variance_of_a_trained_network():
     network = mf.init(KEY, spec)
     start = np.asarray(mf.apply(network, points), np.float64)[:, 0]
     gradient = np.asarray(mf.linear_representation(network, points).jacobian, np.float64)[:, 0]
-    horizon, steps = 4 * float(theory.adversarial_rate(spec, 30**0.5, eps).time), 120
+    horizon, steps = 4 * float(theory.adversarial_rate(spec, 30**0.5, eps).time), 60
     predicted = theory.predict_training(
         x,
         start,

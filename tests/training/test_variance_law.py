@@ -84,7 +84,7 @@ def test_the_slope_of_one_step(block, depth, norms):
 
 
 @pytest.mark.law
-@pytest.mark.parametrize(("width", "depth"), [(250, 10), (500, 5), (1000, 2), (2000, 10)])
+@pytest.mark.parametrize(("width", "depth"), [(250, 10), (1000, 2), (2000, 5)])
 def test_the_slope_falls_with_the_width(width, depth):
     """Where matrices would take too long: |J| alone, since the change of every network is exactly its loss."""
     spec = spec_of("vanilla", width, depth)
