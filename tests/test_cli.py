@@ -104,8 +104,6 @@ def test_validate_writes_what_it_says(run_with_figures, tmp_path):
     status, said, _ = run(str(folder), "--check", command="status")
     assert status == 0
     assert said.splitlines() == ["validate: 600 of 600 networks in 1 cell", "results   of these networks"]
-    run(*SMALL)
-    assert (tmp_path / "results" / "validate-2").exists()
 
 
 @pytest.mark.parametrize(
@@ -153,10 +151,12 @@ def test_a_theory_five_percent_off_is_caught(run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_few_networks_are_underpowered_and_say_so(run):
-    status, out, _ = run(*TINY, "--networks", "4")
-    assert status == 0
-    assert re.search(r"^var J .* underpowered", out, re.MULTILINE)
+def test_few_networks_are_underpowered_and_say_so(run, tmp_path):
+    for number in (1, 2):
+        status, out, _ = run(*TINY, "--networks", "4")
+        assert status == 0
+        assert re.search(r"^var J .* underpowered", out, re.MULTILINE)
+        assert (tmp_path / "results" / f"validate-{number}").exists()
 
 
 @pytest.mark.slow
@@ -170,9 +170,7 @@ def test_a_dry_run_compiles_and_writes_nothing(run, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "options", [["--width", "20", "--depth", "50"], ["--width", "100", "--depth", "100"], ["--width", "2"]]
-)
+@pytest.mark.parametrize("options", [["--width", "20", "--depth", "50"], ["--width", "2"]])
 @pytest.mark.slow
 def test_deep_and_narrow_networks_are_planned(run, options, monkeypatch):
     no_programs(monkeypatch)
@@ -316,7 +314,7 @@ def test_bounds_writes_what_it_says(run_with_figures, tmp_path):
 def test_bounds_without_matrices_and_a_wrong_bound(run, tmp_path, monkeypatch):
     true = theory.chevet_excess
     monkeypatch.setattr(theory, "chevet_excess", lambda *args: 0.25 * (1 + true(*args)) - 1)
-    status, out, _ = run(*BOUNDS, "--engine", "matrix_free", "--attack", "frugal", command="bounds")
+    status, out, _ = run(*BOUNDS, "--depth", "1", "--engine", "matrix_free", "--attack", "frugal", command="bounds")
     assert status == 1
     assert "engine    matrix_free; cost of a network" in out
     folder = tmp_path / "results" / "bounds-1"
