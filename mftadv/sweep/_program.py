@@ -261,10 +261,6 @@ def _programs(statistic: Static, structure: Hashable) -> tuple[Any, Any, dict[An
                     here = None if point is None else (point[0], jax.tree.map(lambda value: value[0], point[1]))
                     values = one(statistic, keys[0], spec, operands, here)
                     values = jax.tree.map(lambda value: value[None], values)
-                elif point is not None and jax.default_backend() == "cpu":
-                    # Networks in training: one after the other each stays in the caches, at .8 of the time of a vmap.
-                    network = lambda pair: one(statistic, pair[0], spec, operands, (point[0], pair[1]))  # noqa: E731
-                    values = jax.lax.map(network, (keys, point[1]))
                 else:
                     each = None if point is None else (None, 0)
                     network = lambda key, point: one(statistic, key, spec, operands, point)  # noqa: E731
