@@ -166,6 +166,11 @@ def test_the_figure_has_the_band_of_theory_where_that_is_derived():
     for changed in ({"block": "signed"}, {"p": 1}, {"adversarial_weight": 0.5}, {"evaluated": 1}, {"output_dim": 2}):
         other = dataclasses.replace(experiment, **changed)
         assert other.band(running(made(other, [record]), 0)[0]) is None
+    # Networks that begin with little of the loss, or with much output, have a shorter curve than is drawn.
+    longer = dataclasses.replace(experiment, learning_rate=10.0)
+    for changed in ({"adversarial_loss": record["adversarial_loss"] / 10}, {"output": np.full((count, 3), 50.0)}):
+        band = longer.band(running(made(longer, [{**record, **changed}]), 0)[0])
+        assert all(np.all(np.isfinite(each)) for each in band)
 
 
 @pytest.mark.parametrize("changed", [{"adversarial_weight": 0.0}, {"eps": 0.0}])

@@ -235,6 +235,22 @@ def estimate(values: np.ndarray) -> Estimate:
     return Estimate(float(mean), float(error), max(1, len(values) - 1))
 
 
+def predict_from(
+    x: np.ndarray, f0: np.ndarray, loss: float, *, spec: NetworkSpec, eps: float, horizon: float, **options: Any
+) -> theory.TrainingPrediction:
+    """`theory.predict_training` of networks with these outputs and this L_adv at the start.
+
+    The theory needs some of it: more than what outputs change by along x, and as much beside that as lets the curve,
+    which ends after 8 t*, last to the horizon. A network with less is taken to begin with that.
+    """
+    norms = np.linalg.norm(x, axis=1)
+    with jax.enable_x64(True):
+        rate = float(np.max(theory.adversarial_rate(spec, norms, eps).rate))
+    along, across = eps * np.max(np.abs(f0) / norms), 1.01 * horizon * rate / (8 * len(x))
+    options |= {"adversarial_loss": max(loss, math.hypot(along, across))}
+    return theory.predict_training(x, f0, spec=spec, eps=eps, horizon=horizon, **options)
+
+
 def closed_form(spec: NetworkSpec, times: np.ndarray, eps: float, p: float, q: float, kind: Any) -> np.ndarray:
     """The published weight variance s(t), in float64."""
     with jax.enable_x64(True):

@@ -12,7 +12,7 @@ import numpy as np
 from mftadv import report, statistics, theory
 from mftadv.compare import Claim, Judgement
 from mftadv.experiments import _training_figures
-from mftadv.experiments._trainings import OfTrainings, closed_form, estimate, mean_and_error, running
+from mftadv.experiments._trainings import OfTrainings, closed_form, estimate, mean_and_error, predict_from, running
 from mftadv.spec import NetworkSpec
 from mftadv.sweep import Cell
 
@@ -110,18 +110,12 @@ class Train(OfTrainings):
         slopes = {"squared": lambda f: f - target, "cross_entropy": lambda f: -target / (1 + np.exp(target * f))}
         with jax.enable_x64(True):
             longest = float(theory.adversarial_rate(spec, np.linalg.norm(x, axis=1), self.eps).time.min()) * 4 * len(x)
+        options = {"spec": spec, "eps": self.eps, "horizon": min(self.times[-1], longest)}
         found = [
-            theory.predict_training(
-                x, f0, spec=spec, eps=self.eps, horizon=min(self.times[-1], longest),
-                dloss=slopes.get(self.standard_loss), adversarial_loss=max(loss, 1.01 * self._least(x, f0)),
-            )
+            predict_from(x, f0, loss, dloss=slopes.get(self.standard_loss), **options)
             for f0, loss in zip(record["output"][:, 0, :, 0], record["adversarial_loss"][:, 0], strict=True)
-        ]  # fmt: skip
+        ]
         return theory.TrainingPrediction(*(np.mean(each, axis=0) for each in zip(*found, strict=True)))
-
-    def _least(self, x: np.ndarray, f: np.ndarray) -> float:
-        """The least L_adv of all inputs that outputs f allow: a perturbation along x changes f in proportion."""
-        return self.eps * float(np.max(np.abs(f) / np.linalg.norm(x, axis=1)))
 
     def claims(self, data: Any) -> Sequence[Claim]:
         record, told = running(data, 0)

@@ -19,7 +19,16 @@ from mftadv.experiments import _training_law_figures
 from mftadv.experiments._experiment import Experiment, check_seed
 from mftadv.experiments._networks import Engine
 from mftadv.experiments._training_law import Curves, at_cell, bounds, exponent, failing, plain, within
-from mftadv.experiments._trainings import AXES, Trained, TrainedAtOnce, closed_form, estimate, mean_and_error, running
+from mftadv.experiments._trainings import (
+    AXES,
+    Trained,
+    TrainedAtOnce,
+    closed_form,
+    estimate,
+    mean_and_error,
+    predict_from,
+    running,
+)
 from mftadv.experiments.capacity import fit
 from mftadv.network import engine_for
 from mftadv.spec import NetworkSpec, check_positive
@@ -177,16 +186,8 @@ class TrainingLaw(Experiment):
         starts = [(np.sqrt(np.mean(outputs**2, axis=0)), loss[:, 0].mean())]
         if self.standard_loss != "none":
             starts = list(zip(outputs, loss[:, 0], strict=True))
-        # The curve ends after 8 t*, of which a network that begins with little L_adv has a short one.
-        least = 1.01 * self.span / 8 * start["adversarial_loss"]
-        found = [
-            theory.predict_training(
-                self.points.values, f0, spec=spec, eps=eps, horizon=self.span * time, dloss=self._slope,
-                adversarial_loss=max(first, math.hypot(float(cell.coords["angle"]) * np.max(np.abs(f0)), least)),
-                num_times=len(tau),
-            )
-            for f0, first in starts
-        ]  # fmt: skip
+        options = {"spec": spec, "eps": eps, "horizon": self.span * time, "num_times": len(tau)}
+        found = [predict_from(self.points.values, *each, dloss=self._slope, **options) for each in starts]
         closed = closed_form(spec, tau * time, eps, 2, 2, "sharp")
         with jax.enable_x64(True):
             omega = np.asarray(theory.propagation_factor(spec.replace(weight_variance=closed)))
