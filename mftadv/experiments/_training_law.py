@@ -22,9 +22,8 @@ class Curves(NamedTuple):
     loss: np.ndarray  # [n, S], L_adv
     change: np.ndarray  # [n, S], s(t) - s(0), mean over layers
     identity: np.ndarray  # [n, S], the same by the exact identity
-    rates: (
-        np.ndarray
-    )  # [n], -dL_adv/dt of the worst perturbation at t = 0, over the rate of one not aligned; nan beside L_std
+    # [n], -dL_adv/dt of the worst perturbation at t = 0, over the rate of one not aligned; nan beside L_std
+    rates: np.ndarray
     loss_band: np.ndarray  # [2, S], L_adv of the linear and of the rough start
     change_band: np.ndarray  # [2, n or 1, S], s(t) - s(0)
     closed_loss: np.ndarray  # [S], eps beta omega(t)^{L/2} of the closed form

@@ -307,8 +307,7 @@ def weights_of(network: Network) -> list[Float[Array, "N N"]]:
 def weight_variances(state: State) -> Float[Array, " L"]:
     """|W_l|_F^2 / N, which is s in the mean over random networks.
 
-    Of a matrix-free network, whose entries nobody knows, the mean over what its queries have not revealed: s and the
-    change by training, which is known.
+    The entries of a matrix-free network are not known: s and the change by training, which is known exactly.
     """
     network, N = state.network, state.network.spec.width
     if network.is_dense:

@@ -176,17 +176,14 @@ def queries_of_training(
     attack, K = named_attack(config.attack, config.p), spec.output_dim
     own = attack.queries(spec.input_dim, K)
     warm = attack.queries(spec.input_dim, K, attack.count) if config.warm_start else own
-    none = config.adversarial is None
-    each = [0 if none else side for side in warm]
-    labelled = config.adversarial == "madry" or config.standard_loss is not None
-    total = []
-    for side, (of_step, of_own) in enumerate(zip(each, own, strict=True)):
-        batch = min(config.batch_size or inputs, inputs)
-        steps = config.steps * batch * (of_step + (1 if side == 0 else 2))
+    batch, attacks = min(config.batch_size or inputs, inputs), 2 if config.standard_loss else 1
+
+    def total(of_step: int, of_own: int, of_gradient: int, of_evaluation: int) -> int:
+        steps = config.steps * batch * ((0 if config.adversarial is None else of_step) + of_gradient)
         first = inputs * of_own if config.warm_start else 0
-        evaluation = of_own * (1 + labelled) + (1 if side == 0 else K + 2)
-        total.append(steps + first + config.num_segments * evaluation_inputs * evaluation)
-    return total[0], total[1]
+        return steps + first + config.num_segments * evaluation_inputs * (attacks * of_own + of_evaluation)
+
+    return total(warm[0], own[0], 1, 1), total(warm[1], own[1], 2, K + 2)
 
 
 def segment(

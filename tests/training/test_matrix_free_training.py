@@ -131,7 +131,7 @@ def test_the_record_is_that_of_the_dense_network_it_turns_out_to_be(
 
         expected = densely(mf.Network(network.params._replace(weights=weights), frozen, spec))
         assert float(jnp.max(jnp.abs(expected.norm_change))) > 1e-3
-        # of |W_l|_F^2, which nobody knows without all products, a matrix-free record knows the mean and the change
+        # of |W_l|_F^2, which takes all products to know, a matrix-free record has the mean and the change
         unknown = {"network", "weight_variance", "propagation_factor", "propagation"}
         if spec.has_shortcut:
             unknown.add("norm_change_predicted")
