@@ -109,8 +109,8 @@ def matrix_free_training(quick: bool) -> Benchmark:
         holder[0] = program(holder[0])
         return holder[0].norm_change, holder[0].perturbations
 
-    # an input, four differences, as many cotangents, and one more of the gradient; each draws a vector for every layer
-    normals = 10 * spec.depth * spec.width
+    # an input and two differences, as many cotangents; each draws a vector for every layer
+    normals = 6 * spec.depth * spec.width
     contenders = [
         Contender("ours, one step", ours, {f"normals, {FAST_KEY}": normals}),
         Contender("only its normals", normal_probe(FAST_KEY, (normals,)).run),

@@ -223,7 +223,7 @@ def _query(name: str, side: _Side, other: _Side, deviation: Any, core: Any, v: A
     rows = v.reshape(math.prod(v.shape[:-1]), v.shape[-1])
     count, capacity = len(rows), len(side.directions)
     _check_capacity(name, side, count)
-    directions, images = _in_use(side)
+    directions, _ = _in_use(side)
     other_directions, other_images = _in_use(other)
     fresh, old, new = _orthonormalise(directions, rows)
     drawn = jnp.diagonal(new) > 0
@@ -238,7 +238,6 @@ def _query(name: str, side: _Side, other: _Side, deviation: Any, core: Any, v: A
         of_learnt = _coordinates(core[: len(other_directions), : len(directions)], old.T)
         both = _combine(jnp.concatenate([known, of_learnt], axis=1), other_directions)
         correction, learnt = both[:count], both[count:]
-    product = deviation * (_combine(old, images) + _contract(new, noise + correction, 0)) + learnt
     rank = side.rank + added[-1]
     following = _Side(
         _add_rows(side.directions, places, fresh),
@@ -246,6 +245,9 @@ def _query(name: str, side: _Side, other: _Side, deviation: Any, core: Any, v: A
         jnp.minimum(rank, capacity),
         side.queries + count,
     )
+    # The rows that were added have the coordinate 0. Of the former buffer compilers would have to make a copy.
+    images = following.images[: len(directions)]
+    product = deviation * (_combine(old, images) + _contract(new, noise + correction, 0)) + learnt
     return following, product.reshape(*v.shape[:-1], -1), rank <= capacity
 
 
@@ -292,42 +294,44 @@ def _in_use(side: _Side) -> tuple[Array, Array]:
 def _orthonormalise(directions: Array, rows: Array) -> tuple[Array, Array, Array]:
     """Split rows v = old^T directions + new fresh by Gram-Schmidt.
 
-    All rows pass over the directions together, twice, since the second pass removes what rounding leaves after the
-    first; then each over the fresh ones before it.
+    All rows pass over the directions together, and then each over the fresh ones before it, twice. A residual that is a
+    small part of its row has lost digits of what it was orthogonal to. All this is done again for the unit vectors
+    along the residuals, which mends that.
 
     Returns fresh [R, n], old [C, R] and new [R, R], lower triangular. A v whose residual is rounding noise has 0 for
     its row of fresh and on the diagonal of new.
     """
-    rest, sizes = _units(rows)
-    old, threshold = jnp.zeros((len(directions), len(rows)), rows.dtype), 64 * jnp.finfo(rows.dtype).eps
-    if len(directions):
-        for _ in range(2):
-            rest, old = _without(directions, rest, old)
+    fresh, sizes = _units(rows)
+    old, new = jnp.zeros((len(directions), len(rows)), rows.dtype), jnp.diag(sizes)
+    for _ in range(2 if len(directions) or len(rows) > 1 else 1):
+        rest, along = _without(directions, fresh)
+        fresh, within = _among_themselves(rest)
+        old = old + jnp.matmul(along, new.T, precision="highest")
+        new = jnp.matmul(new, within, precision="highest")
+    return fresh, old, new
+
+
+def _among_themselves(rows: Array) -> tuple[Array, Array]:
+    """Orthonormal rows, 0 for a residual that is rounding noise of a unit vector, and the triangle that leads back."""
+    threshold = 64 * jnp.finfo(rows.dtype).eps
+    if len(rows) == 1:
+        direction, residual = _direction(rows[0], threshold)
+        return direction[None], residual[None, None]
 
     def step(fresh, position_and_row):
-        position, v, of_old = position_and_row
-        before, of_fresh = jnp.sum(v * v), jnp.zeros((len(rows), 1), v.dtype)
-        v, of_fresh = _without(fresh, v[None], of_fresh)
-        # A residual that is a small part of v has lost digits of what it was orthogonal to.
-        cancelled = jnp.sum(v * v) < 0.01 * before
-        v, of_old = jax.lax.cond(
-            cancelled, lambda v, old: _without(directions, v, old), lambda v, old: (v, old), v, of_old[:, None]
-        )
-        v, of_fresh = _without(fresh, v, of_fresh)
+        position, v = position_and_row
+        v, first = _without(fresh, v[None])
+        v, second = _without(fresh, v)
         direction, residual = _direction(v[0], threshold)
-        return fresh.at[position].set(direction), (of_old[:, 0], of_fresh[:, 0].at[position].set(residual))
+        return fresh.at[position].set(direction), (first + second)[:, 0].at[position].set(residual)
 
-    if len(rows) == 1:
-        direction, residual = _direction(rest[0], threshold)
-        return direction[None], old * sizes[None], (residual * sizes)[None]
-    fresh, (old, new) = jax.lax.scan(step, jnp.zeros_like(rows), (jnp.arange(len(rows)), rest, old.T))
-    return fresh, old.T * sizes[None], new * sizes[:, None]
+    return jax.lax.scan(step, jnp.zeros_like(rows), (jnp.arange(len(rows)), rows))
 
 
-def _without(directions: Array, rows: Array, coordinates: Array) -> tuple[Array, Array]:
-    """The rows less their parts along the directions, whose coordinates [C, R] are added to those given."""
+def _without(directions: Array, rows: Array) -> tuple[Array, Array]:
+    """The rows less their parts along the directions, and the coordinates [C, R] of these parts."""
     along = _coordinates(directions, rows)
-    return rows - _combine(along, directions), coordinates + along
+    return rows - _combine(along, directions), along
 
 
 def _direction(v: Array, threshold: ArrayLike) -> tuple[Array, Array]:
@@ -338,11 +342,10 @@ def _direction(v: Array, threshold: ArrayLike) -> tuple[Array, Array]:
 
 
 def _units(rows: Array) -> tuple[Array, Array]:
-    """The unit vectors along rows (0 for 0), and the lengths of the rows."""
-    if len(rows) == 1:
-        unit, length = _unit(rows[0])
-        return unit[None], length[None]
-    return jax.lax.map(_unit, rows)
+    """The unit vectors along rows, 0 for 0 and where one is not finite, and the lengths of the rows."""
+    units, lengths = _unit(rows[0]) if len(rows) == 1 else jax.lax.map(_unit, rows)
+    units, lengths = units.reshape(rows.shape), lengths.reshape(-1)
+    return jnp.where(jnp.isfinite(lengths)[:, None], units, 0), lengths
 
 
 def _coordinates(directions: Array, rows: Array) -> Float[Array, "C R"]:

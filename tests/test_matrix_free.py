@@ -237,6 +237,7 @@ def check(net, x, found):
     assert net.law_exact
     exact, x, tolerance = reference.of_network(the_dense_one(net)), np.asarray(x, np.float64), 20 * ROUNDING[net.dtype]
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {net.dtype}
+    finer = jax.tree.map(lambda a: np.asarray(a, np.longdouble), exact)  # for differences of nearly equal numbers
     for i in np.ndindex(x.shape[:-1]):
         (jacobian, shift, output), again, differences, rows, shifts = jax.tree.map(
             lambda a, i=i: np.asarray(a[i]), found
@@ -246,12 +247,13 @@ def check(net, x, found):
         got = [jacobian, shift, output, again]
         expected += [f, f]
         for j, size in enumerate((1e-6, 1, -2)):
-            perturbed = x[i] + np.asarray(size, jacobian.dtype) * jacobian[0].astype(np.float64)
-            J, a = reference.linear_representation(exact, perturbed)
+            perturbed = x[i] + (np.asarray(size, jacobian.dtype) * jacobian[0]).astype(np.longdouble)
+            J, a = reference.linear_representation(exact, perturbed.astype(np.float64))
             got += [differences[j] / size, rows[j], shifts[j]]
-            expected += [(reference.forward(exact, perturbed)[0][0] - f) / size, J[0, 0], a[0, 0]]
+            difference = reference.forward(finer, perturbed)[0][0] - reference.forward(finer, x[i])[0][0]
+            expected += [difference / size, J[0, 0], a[0, 0]]
         for value, want in zip(got, expected, strict=True):
-            np.testing.assert_allclose(value, want, rtol=0, atol=tolerance * np.abs(want).max() + 1e-9)
+            np.testing.assert_allclose(value, want, rtol=0, atol=tolerance * np.abs(want).max())
 
 
 # The queries are counted by Python, or by traced numbers.

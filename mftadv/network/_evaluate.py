@@ -99,13 +99,37 @@ def difference(network: Network, base: Evaluation, eta: Float[Array, "*points d"
 
     def layer(matrix, _, z, dh):
         matrix, dz = matrix.matvec(dh)
-        before = _of_points(z, dz)
-        after = before + dz
-        switches = (after >= 0) != (before >= 0)
-        jump = _activation(network.spec, after) - _activation(network.spec, before)
-        return matrix, after, jnp.where(switches, jump, _slope(network.spec, after) * dz)
+        return matrix, *_moved(network.spec, _of_points(z, dz), dz)
 
     return _through_layers(network, embedding, dh, layer, base.at)
+
+
+def forward_pair(network: Network, x: Float[Array, "B d"], eta: Float[Array, "B R d"]) -> tuple[Evaluation, Evaluation]:
+    """`forward` at x and `difference` at perturbations of each input, in one pass: each matrix is queried once.
+
+    Args:
+        network: the network to query; both results name the same one to use next.
+        x: a block of inputs.
+        eta: perturbations of each.
+    """
+    embedding, h = network.frozen.embedding.matvec(jnp.concatenate([x[:, None], eta], axis=1).astype(network.dtype))
+
+    def layer(matrix, bias, _, h):
+        matrix, product = matrix.matvec(h)
+        z = product[:, :1] + _trailing(bias, product)
+        after, change = _moved(network.spec, z, product[:, 1:])
+        rows = jnp.concatenate([z, after], axis=1), jnp.concatenate([_activation(network.spec, z), change], axis=1)
+        return matrix, *rows
+
+    both = _through_layers(network, embedding, h, layer)
+    return at_rows(both, 0), at_rows(both, slice(1, None))
+
+
+def at_rows(evaluation: Evaluation, rows: Any) -> Evaluation:
+    """The evaluation with another second axis: of points [B, R] some rows, or of points [B] with None an axis of 1."""
+    output, at, network, hidden = evaluation
+    at, hidden = (tuple(each[:, rows] for each in part) for part in (at, hidden))
+    return Evaluation(output[:, rows], at, network, hidden)
 
 
 def pullback(
@@ -155,39 +179,42 @@ def backward_pair(
     base: Evaluation,
     moved: Evaluation,
     cotangents: Float[Array, "B K"],
-    of_change: Float[Array, "B K"],
-) -> tuple[tuple[tuple[Float[Array, "B N"], Float[Array, "B N"]], ...], Network]:
-    """The gradient of a loss of f(x) and of f(x + eta) - f(x) in all layers, and the network to use next.
+    of_changes: Float[Array, "B R K"],
+    weights: Float[Array, "B R"],
+) -> tuple[tuple[tuple[Float[Array, "B N"], Float[Array, "B R N"]], ...], Float[Array, "B R N"], Network]:
+    """The gradient of a loss of f(x) and of changes f(x + eta_r) - f(x) in all layers, and the network to use next.
 
-    With c_l(g) the cotangent of the preactivation of layer l at x for a cotangent g of the output, c'_l(g) the same at
-    x + eta, h and dh the inputs of a layer and their differences, the gradient in W_l is the sum over the inputs of
+    With c_l(g) the cotangent of the preactivation of layer l at x for a cotangent g of the output, c_l^r(g) the same at
+    x + eta_r, h and dh^r the inputs of a layer and their differences, the gradient in W_l is the sum over the inputs of
 
-        (c_l(g) + c'_l(g') - c_l(g')) h_{l-1}^T + c'_l(g') dh_{l-1}^T
+        (c_l(g) + sum_r w_r (c_l^r(g_r) - c_l(g_r))) h_{l-1}^T + sum_r w_r c_l^r(g_r) (dh_{l-1}^r)^T
 
-    and that in b_l the sum of the first bracket, whose difference is carried along and not subtracted.
+    and that in b_l the sum of the first bracket, whose differences are carried along and not subtracted.
 
     Args:
         network: the network to query.
         base: f at x [B, d].
-        moved: f(x + eta) - f(x) by `difference`.
+        moved: f(x + eta_r) - f(x), for R perturbations of each input.
         cotangents: g, the derivative of the loss in f(x).
-        of_change: g', that in f(x + eta) - f(x).
+        of_changes: g_r, whose products with the w_r are the derivatives in f(x + eta_r) - f(x).
+        weights: w_r.
 
     Returns:
-        For each layer the bracket and c'_l(g'), [B, N] each.
+        For each layer the bracket [B, N] and the c_l^r(g_r) [B, R, N]; the cotangents of the embedded x + eta_r.
     """
     params, frozen, spec = network.params, network.frozen, network.spec
-    readout, g = frozen.readout.rmatvec(jnp.stack([cotangents, of_change]))
-    weights, layers = [], []
+    readout, g = frozen.readout.rmatvec(jnp.concatenate([cotangents[:, None], of_changes], axis=1))
+    matrices, layers = [], []
     for i in reversed(range(spec.depth)):
         c = g * _trailing(frozen.signs[i], g) if frozen.signs else g
-        here = _slope(spec, base.at[i])
-        there = _slope(spec, moved.at[i])
-        layers.append((here * c[0] + (there - here) * c[1], there * c[1]))
-        matrix, below = params.weights[i].rmatvec(jnp.stack(layers[-1]))
-        weights.append(matrix)
+        here, there = _slope(spec, base.at[i])[:, None], _slope(spec, moved.at[i])
+        bracket = here * c[:, :1] + jnp.sum(weights[..., None] * (there - here) * c[:, 1:], axis=1, keepdims=True)
+        changes = there * c[:, 1:]
+        layers.append((bracket[:, 0], changes))
+        matrix, below = params.weights[i].rmatvec(jnp.concatenate([bracket, changes], axis=1))
+        matrices.append(matrix)
         g = g + below if spec.has_shortcut else below
-    return tuple(layers[::-1]), _with_matrices(network, frozen.embedding, weights[::-1], readout)
+    return tuple(layers[::-1]), g[:, 1:], _with_matrices(network, frozen.embedding, matrices[::-1], readout)
 
 
 def pushforward(
@@ -251,6 +278,14 @@ def _slope(spec: NetworkSpec, z: Array) -> Array:
 
 def _activation(spec: NetworkSpec, z: Array) -> Array:
     return _slope(spec, z) * z
+
+
+def _moved(spec: NetworkSpec, before: Array, dz: Array) -> tuple[Array, Array]:
+    """The preactivations z + dz, and phi(z + dz) - phi(z), which is slope * dz where no gate switches."""
+    after = before + dz
+    switches = (after >= 0) != (before >= 0)
+    jump = _activation(spec, after) - _activation(spec, before)
+    return after, jnp.where(switches, jump, _slope(spec, after) * dz)
 
 
 def _trailing(values: Array, rows: Array) -> Array:

@@ -5,11 +5,20 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from mftadv.attack import AdversarialLoss, attacked_from, named_attack
+from mftadv.attack import AdversarialLoss, Objective, Problem, attacked_from, named_attack
 from mftadv.matrices import DenseMatrix, matmul_precision
-from mftadv.network import Evaluation, Network, backward, backward_pair, difference, forward
+from mftadv.network import (
+    Evaluation,
+    Network,
+    at_rows,
+    backward,
+    backward_pair,
+    difference,
+    forward,
+    forward_pair,
+)
 from mftadv.norms import vector_norm
 from mftadv.spec import fold_in_loop, key_for
 from mftadv.theory import alpha
@@ -27,8 +36,7 @@ class State(NamedTuple):
             then on the parameters do not change; -1 while there was none.
         norm_change: |W_l|_F^2 - |W_l(0)|_F^2 for each layer, summed step by step.
         norm_change_predicted: the same by the exact identity, see `step`.
-        perturbations: the best that the last attack found from each of its starts, where the next begins; None
-            without `warm_start`.
+        perturbations: where the adversary is that climbs along with the training; None without `warm_start`.
     """
 
     network: Network
@@ -124,10 +132,14 @@ def step(
     batch_key, attack_key = fold_in_loop(key_for("step", key), [[0, epoch], [1, state.step]])
     x, y = _batch(batch_key, data, place, size)
     targets = None if y is None else targets_of(y, state.network.spec.output_dim, state.network.dtype)
-    base = forward(state.network, x)
-    found, network = search(attack_key, base, x, targets, config, state.perturbations)
-    changed = None if found is None else difference(network, base, found.perturbation)
-    gradient, network = gradient_at(network if changed is None else changed.network, base, changed, targets, config)
+    if state.perturbations is None:
+        base, perturbations = forward(state.network, x), None
+        found, network = search(attack_key, base, x, targets, config)
+        changed = None if found is None else difference(network, base, found.perturbation)
+        network = network if changed is None else changed.network
+        gradient, network = gradient_at(network, base, changed, targets, config)
+    else:
+        gradient, perturbations, network = _climb(state.network, x, state.perturbations, targets, config)
     moved, optimizer, changes, sizes = _descend(network, gradient, state.optimizer, config)
     running = (state.stopped < 0) & jnp.isfinite(gradient.loss) & jnp.all(jnp.isfinite(changes))
 
@@ -147,7 +159,7 @@ def step(
         jnp.where(running | (state.stopped >= 0), state.stopped, state.step),
         state.norm_change + changes,
         state.norm_change_predicted + predicted,
-        None if state.perturbations is None or found is None else found.candidates,
+        perturbations,
     )
 
 
@@ -157,16 +169,14 @@ def search(
     x: Array,
     targets: Array | None,
     config: TrainingConfig,
-    starts: Float[Array, "n R d"] | None = None,
 ) -> tuple[AdversarialLoss | None, Network]:
     """The worst perturbations for the loss that is trained on, as far as the attack finds them, and the network to use.
 
-    None where there is no adversary. `starts` take the place of those of the attack.
+    None where there is no adversary.
     """
     if config.adversarial is None:
         return None, base.network
-    loss = None if config.adversarial == "paper" else LOSSES[str(config.standard_loss)]
-    return attacked(key, base, x, loss, targets, config, starts)
+    return attacked(key, base, x, _attacked_loss(config), targets, config)
 
 
 def attacked(
@@ -176,13 +186,17 @@ def attacked(
     loss: Any,
     targets: Array | None,
     config: TrainingConfig,
-    starts: Float[Array, "n R d"] | None = None,
 ) -> tuple[AdversarialLoss, Network]:
     """The result of the attack of a configuration where a network was evaluated, and the network to use next."""
     attack, targets = named_attack(config.attack, config.p), None if loss is None else targets
     size = config.eps, config.p, config.q
-    found = attacked_from(base.network, x, base, *size, key, attack, loss=loss, targets=targets, starts=starts)
+    found = attacked_from(base.network, x, base, *size, key, attack, loss=loss, targets=targets)
     return found, found.network or base.network
+
+
+def _attacked_loss(config: TrainingConfig) -> Any:
+    """The loss that the adversary maximises, None for the q-norm of the change of f."""
+    return None if config.adversarial == "paper" else LOSSES[str(config.standard_loss)]
 
 
 def gradient_at(
@@ -197,6 +211,75 @@ def gradient_at(
         targets: of the labels, None for none.
         config: the loss.
     """
+    change = jnp.zeros_like(base.output) if moved is None else moved.output
+    loss, slopes = _loss(config, base.output, change, targets)
+    if moved is not None:
+        every = jnp.ones((len(change), 1), change.dtype)
+        of_changes = slopes[1][:, None]
+        gradient, _, network = _gradient(
+            network, base, at_rows(moved, None), loss, slopes[0], of_changes, every, every > 0
+        )
+        return gradient, network
+    _, here, network = backward(network, base, slopes[0])
+    weights = tuple(zip(here, base.hidden[:-1], strict=True))
+    biases = tuple(jnp.sum(c, axis=0) for c in here)
+    homogeneous = jnp.sum(base.output * slopes[0])
+    return Gradient(weights, biases, (slopes[0], base.hidden[-1]), loss, homogeneous), network
+
+
+def _climb(
+    network: Network, x: Array, eta: Float[Array, "n R d"], targets: Array | None, config: TrainingConfig
+) -> tuple[Gradient, Float[Array, "n R d"], Network]:
+    """The gradient of the training loss at the worst of some perturbations, and where one step of ascent leads each.
+
+    Each matrix is queried twice, forward for the inputs and all their perturbations, and back for both gradients.
+    """
+    base, moved = forward_pair(network, x, eta)
+    objective = Objective(config.q, _attacked_loss(config), None if config.adversarial == "paper" else targets)
+    size = jnp.full((len(x), 1), config.eps, x.dtype)
+    problem = Problem(network, base, None, x.shape[-1], size, config.p, objective, (None, None))
+    cotangents = problem.cotangent(moved.output)
+    chosen = jax.nn.one_hot(jnp.argmax(problem.value(moved.output), axis=1), eta.shape[1], dtype=bool)
+    loss, (of_base, _) = _loss(config, base.output, _pick(chosen, moved.output), targets)
+    weights = jnp.where(chosen, jnp.asarray(config.adversarial_weight / len(x), x.dtype), 0)
+    gradient, below, network = _gradient(moved.network, base, moved, loss, of_base, cotangents, weights, chosen)
+    embedding, rows = network.frozen.embedding.rmatvec(below)
+    network = Network(network.params, network.frozen._replace(embedding=embedding), network.spec)
+    return gradient, problem.best_response(rows), network
+
+
+def _gradient(
+    network: Network,
+    base: Evaluation,
+    moved: Evaluation,
+    loss: Array,
+    of_base: Float[Array, "n K"],
+    of_changes: Float[Array, "n R K"],
+    weights: Float[Array, "n R"],
+    chosen: Bool[Array, "n R"],
+) -> tuple[Gradient, Float[Array, "n R N"], Network]:
+    """The gradient for derivatives of the loss in f(x) and in the chosen changes, see `backward_pair`."""
+    layers, below, network = backward_pair(network, base, moved, of_base, of_changes, weights)
+
+    def pair(of_inputs, of_perturbations):
+        return jnp.concatenate([of_inputs, _pick(chosen, of_perturbations)])
+
+    scale = weights[..., None]
+    lefts = [pair(bracket, scale * changes) for bracket, changes in layers]
+    rights = [pair(*rows) for rows in zip(base.hidden, moved.hidden, strict=True)]
+    biases = tuple(jnp.sum(bracket, axis=0) for bracket, _ in layers)
+    readout = pair(of_base, scale * of_changes), rights[-1]
+    homogeneous = jnp.sum(readout[0] * pair(base.output, moved.output))
+    return Gradient(tuple(zip(lefts, rights[:-1], strict=True)), biases, readout, loss, homogeneous), below, network
+
+
+def _pick(chosen: Bool[Array, "n R"], rows: Float[Array, "n R _"]) -> Float[Array, "n _"]:
+    """Of each input the row of the perturbation that is chosen."""
+    return jnp.sum(jnp.where(chosen[..., None], rows, 0), axis=1)
+
+
+def _loss(config: TrainingConfig, output: Array, change: Array, targets: Any) -> tuple[Array, tuple[Array, Array]]:
+    """The training loss for outputs f(x) and f(x + eta) - f(x), and its derivatives in both."""
 
     def loss_of(output, change):
         standard = _mean_loss(config, output, targets)
@@ -207,21 +290,7 @@ def gradient_at(
             return (1 - weight) * standard + weight * _mean_loss(config, output + change, targets)
         return standard
 
-    both = base.output, jnp.zeros_like(base.output) if moved is None else moved.output
-    loss, slopes = jax.value_and_grad(loss_of, (0, 1))(*both)
-    homogeneous = jnp.sum(both[0] * slopes[0]) + jnp.sum(both[1] * slopes[1])
-    if moved is None:
-        _, here, network = backward(network, base, slopes[0])
-        lefts, rights, readout = here, base.hidden, slopes[0]
-    else:
-        layers, network = backward_pair(network, base, moved, *slopes)
-        here = [of_base for of_base, _ in layers]
-        lefts = [jnp.concatenate(pair) for pair in layers]
-        rights = [jnp.concatenate(pair) for pair in zip(base.hidden, moved.hidden, strict=True)]
-        readout = jnp.concatenate(slopes)
-    weights = tuple(zip(lefts, rights[:-1], strict=True))
-    biases = tuple(jnp.sum(c, axis=0) for c in here)
-    return Gradient(weights, biases, (readout, rights[-1]), loss, homogeneous), network
+    return jax.value_and_grad(loss_of, (0, 1))(output, change)
 
 
 def _mean_loss(config: TrainingConfig, output: Array, targets: Any) -> Array:

@@ -169,21 +169,22 @@ def queries_of_training(
     """How many directions the queries of a training add to a matrix-free network: its capacity, inputs and cotangents.
 
     Each step takes of every input of its batch the input, the evaluations of its attack, and two cotangents of its
-    gradient; what was queried before adds none. Each evaluation takes the input, its attacks, J and a gradient.
+    gradient; with `warm_start` the input, one difference for each start, and as many cotangents and one more. What was
+    queried before adds none. Each evaluation takes the input, its attacks, J and a gradient.
 
     Source: counting.
     """
     attack, K = named_attack(config.attack, config.p), spec.output_dim
     own = attack.queries(spec.input_dim, K)
-    warm = attack.queries(spec.input_dim, K, attack.count) if config.warm_start else own
+    of_step = (attack.count, attack.count - 1) if config.warm_start else own if config.adversarial else (0, 0)
     batch, attacks = min(config.batch_size or inputs, inputs), 2 if config.standard_loss else 1
 
     def total(of_step: int, of_own: int, of_gradient: int, of_evaluation: int) -> int:
-        steps = config.steps * batch * ((0 if config.adversarial is None else of_step) + of_gradient)
+        steps = config.steps * batch * (of_step + of_gradient)
         first = inputs * of_own if config.warm_start else 0
         return steps + first + config.num_segments * evaluation_inputs * (attacks * of_own + of_evaluation)
 
-    return total(warm[0], own[0], 1, 1), total(warm[1], own[1], 2, K + 2)
+    return total(of_step[0], own[0], 1, 1), total(of_step[1], own[1], 2, K + 2)
 
 
 def segment(

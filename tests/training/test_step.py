@@ -152,3 +152,49 @@ def test_no_perturbation_adds_nothing_to_the_gradient():
     found = gradients()
     for gradient in found.values():
         chex.assert_trees_all_close(gradient, found["none"], rtol=1e-6, atol=1e-7)
+
+
+@jax.jit
+def climbed(network, x, target, config, eta):
+    """The parameters and perturbations after a step of perturbations that climb along, by derivatives of JAX."""
+
+    def objective(network, x, target, eta):
+        before, after = mf.apply(network, x), mf.apply(network, x + eta)
+        if config.adversarial == "paper":
+            return jnp.sqrt(jnp.sum((after - before) ** 2))
+        return jnp.sum((after - target) ** 2) / 2 - jnp.sum((before - target) ** 2) / 2
+
+    def of_input(network, x, target, eta):
+        standard = jnp.sum((mf.apply(network, x) - target) ** 2) / 2
+        return standard + config.adversarial_weight * objective(network, x, target, eta)
+
+    def one(x, target, eta):
+        of_each = jax.value_and_grad(objective, 3)
+        values, ascent = jax.vmap(lambda one: of_each(network, x, target, one))(eta)
+        slopes = jax.grad(of_input)(network, x, target, eta[jnp.argmax(values)])
+        return slopes.params, config.eps * ascent / jnp.linalg.norm(ascent, axis=-1, keepdims=True)
+
+    slopes, eta = jax.vmap(one)(x, target, eta)
+    return jax.tree.map(lambda w, g: w - config.learning_rate * jnp.mean(g, axis=0), network.params, slopes), eta
+
+
+@pytest.mark.parametrize("adversarial", ["paper", "madry"])
+@pytest.mark.slow
+def test_perturbations_climb_along_with_the_training(adversarial):
+    with jax.enable_x64(True):
+        spec = mf.NetworkSpec(5, 3, 8, 2, 1.8, 0.3, 1.0, 0.1, "signed")
+        config = training.TrainingConfig(
+            3, 0.05, 0.4, standard_loss="squared", adversarial=adversarial, adversarial_weight=0.7, warm_start=True
+        )
+        x, y = (rows[:2] for rows in data(3))
+        eta = jax.random.normal(jax.random.key(5), (2, 3, 5), x.dtype)
+        eta = config.eps * eta / jnp.linalg.norm(eta, axis=-1, keepdims=True)
+        network = jax.jit(mf.init)(KEY, spec)
+        state = training.init(network, config)._replace(perturbations=eta)
+        step = jax.jit(lambda state: training.step(KEY, state, (x, y), config))
+        for _ in range(config.steps):
+            with jax.numpy_rank_promotion("allow"):
+                params, eta = climbed(state.network, x, jax.nn.one_hot(y, 3, dtype=x.dtype), config, eta)
+            state = step(state)
+            chex.assert_trees_all_close(state.network.params, params, rtol=1e-11, atol=1e-12)
+            np.testing.assert_allclose(state.perturbations, eta, rtol=1e-9, atol=1e-11)
