@@ -73,7 +73,7 @@ class Train(OfTrainings):
         )
 
     def predict(self, cell: Cell) -> Mapping[str, float]:
-        """Of one output, without bias and shortcut, the rate at which L_adv falls at t = 0, and the validity horizon.
+        """Of one output, without bias, the rate at which L_adv falls at t = 0, and for "vanilla" the validity horizon.
 
         Both worst perturbations +-eta are pushed in turn, and B inputs: L_adv falls at rate / (2 B).
         """

@@ -223,7 +223,7 @@ def weight_variance_rate(spec: NetworkSpec, eps: ArrayLike, p: float, q: float, 
     Source: the paper, weight variance under adversarial training, for "vanilla"; the shortcut is ours. A layer's share
     follows from homogeneity: f and L_adv are of degree one in each W_l without bias, so d|W_l|_F^2 / dt = -2 L_adv for
     "vanilla" at any width (flow on L_adv alone); the branch carries the mean share r of it for a shortcut, at infinite
-    width.
+    width and before the first step: training turns the branch against the skip, and lowers its share.
     """
     share, omega = _loss_share(spec, eps, p, q, kind), propagation_factor(spec)
     if not spec.has_shortcut:
@@ -254,8 +254,8 @@ def variance_from_losses(
         ValueError: shapes disagree, or `t` does not increase.
 
     Source: ours, exact in the flow for "vanilla" without bias, at every width, depth, eps, K and q and whatever
-    perturbations the attack finds. A shortcut's layer has the share A / (1 + A) of it, in the mean. Steps of size lr
-    add lr |dL/dW_l|^2 to N ds/dt.
+    perturbations the attack finds. A shortcut's layer has the mean share A / (1 + A) of it at t = 0, and less and less
+    as L_adv falls. Steps of size lr add lr |dL/dW_l|^2 to N ds/dt.
     """
     width, times = check_positive("width", width), np.asarray(t, np.float64)
     if times.ndim != 1 or not len(times) or not np.all(np.diff(times) > 0):

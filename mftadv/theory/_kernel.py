@@ -15,6 +15,7 @@ from mftadv.theory._correlation import correlation_path
 from mftadv.theory._laws import (
     Scalar,
     alpha,
+    branch_share,
     check_size,
     compiled,
     leaves,
@@ -40,10 +41,15 @@ class KernelRegime(NamedTuple):
     alignment: float
 
 
-def check_kernel_law(spec: NetworkSpec) -> None:
-    """Refuse a law whose tangent kernel has no closed form here."""
-    if spec.block != "vanilla":
-        raise ValueError(f"block: expected vanilla, got {spec.block!r} (measure it: no closed form is known there)")
+def check_kernel_law(spec: NetworkSpec, variance: bool = False) -> None:
+    """Refuse a law whose tangent kernel, or on demand whose variance under training, has no closed form here."""
+    if spec.block == "residual":
+        raise ValueError("block: expected vanilla or signed (skip and branch are correlated elsewhere), got 'residual'")
+    if variance and spec.block != "vanilla":
+        raise ValueError(
+            f"block: expected vanilla, got {spec.block!r} (training lowers the share of L_adv that runs through the "
+            "branch, and the variance follows that)"
+        )
     if spec.output_dim != 1:
         raise ValueError(
             f"output_dim: expected 1, got {spec.output_dim} (take the horizon of one output: it hardly depends on K)"
@@ -53,27 +59,32 @@ def check_kernel_law(spec: NetworkSpec) -> None:
         raise ValueError(f"bias_variance: expected 0, got {spec.bias_variance!r}")
 
 
-def _check(spec: NetworkSpec, eps: ArrayLike, input_norm: ArrayLike) -> tuple[Scalar, Scalar]:
+def _check(spec: NetworkSpec, eps: ArrayLike, input_norm: ArrayLike, variance: bool = False) -> tuple[Scalar, Scalar]:
     """The two lengths as arrays, for a law that has the closed form."""
-    check_kernel_law(spec)
+    check_kernel_law(spec, variance)
     return check_size("eps", eps, positive=True), check_size("input_norm", input_norm, positive=True)
 
 
 @compiled()
-def gate_overlap(spec: NetworkSpec, angle: ArrayLike) -> tuple[Array, Array]:
-    """The angles arccos c_{l-1} of the hidden layers at two inputs of this angle, and 1 - G_l.
+def gate_overlap(spec: NetworkSpec, angle: ArrayLike) -> tuple[Array, Array, Array]:
+    """The angles arccos c_{l-1} of the hidden layers at two inputs of this angle, 1 - G_l, and 1 - p of the gradients.
 
-    G_l = prod_{k=l}^{L} g(c_{k-1}) / alpha,      1 - g(cos theta) / alpha = (theta / pi) (u - v)^2 / (u^2 + v^2).
+    G_l = gamma_l prod_{k > l} (1 - r + r gamma_k),       p = prod_k (1 - r + r gamma_k),       r = A / omega,
+    gamma_k = g(c_{k-1}) / alpha,      1 - g(cos theta) / alpha = (theta / pi) (u - v)^2 / (u^2 + v^2).
+
+    G_l is the correlation of the cotangents of the preactivation of layer l, p that of the rows of J.
     """
     _, _, u, v = leaves(spec)
     angles = correlation_path(spec, angle).angle
     flipped = angles / jnp.pi * jnp.broadcast_to((u - v) ** 2 / (u**2 + v**2), angles.shape)
+    share = jnp.broadcast_to(branch_share(spec), angles.shape[1:])
 
-    def step(defect, flipped):  # of 1 - G, without cancellation
-        defect = defect + flipped - defect * flipped
-        return defect, defect
+    def step(defect, flipped):  # of 1 - prod, without cancellation
+        through = defect + share * flipped * (1 - defect)
+        return through, defect + flipped * (1 - defect)
 
-    return angles, jax.lax.scan(step, jnp.zeros_like(flipped[0]), flipped, reverse=True)[1]
+    of_gradients, of_layers = jax.lax.scan(step, jnp.zeros_like(flipped[0]), flipped, reverse=True)
+    return angles, of_layers, of_gradients
 
 
 @compiled()
@@ -82,7 +93,7 @@ def kernel_defect(spec: NetworkSpec, angle: ArrayLike, unit: ArrayLike = 1.0) ->
 
     The tangent kernel of two inputs is N alpha omega^{L-1} sqrt(q q') (L - this sum).
     """
-    angles, lost = gate_overlap(spec, angle)
+    angles, lost, _ = gate_overlap(spec, angle)
     half, unit = jnp.sin(angles / 2), jnp.broadcast_to(unit, angles.shape)
     return jnp.sum(2 * half * (half / unit) + jnp.cos(angles) * (lost / unit), axis=0)
 
@@ -121,11 +132,22 @@ def _horizon(spec: NetworkSpec, eps: Scalar, input_norm: Scalar, allowed: Scalar
 
 
 @compiled()
+def flip_counts(spec: NetworkSpec) -> Array:
+    """How much a gate of layer k = 1 ... L counts for the rate, n_k = 1 + r (k - 1)."""
+    share = branch_share(spec)
+    return 1 + share * jnp.arange(float(spec.depth)).reshape(-1, *[1] * jnp.ndim(share))
+
+
+@compiled()
 def alignment_factor(spec: NetworkSpec) -> Scalar:
     """How much faster the worst perturbation decays than one that does not know the weights."""
-    k = jnp.arange(1.0, spec.depth + 1).reshape(-1, *[1] * jnp.ndim(slope_moment(spec, 2)))
-    excess = spec.input_dim / float(spec.width) * (2 + slope_moment(spec, 2) * (k - 1))
-    return jnp.sum(k / jnp.sum(k) * jnp.sqrt(1 + excess), axis=0)
+    counts, share = flip_counts(spec), branch_share(spec)
+    below = jnp.arange(float(spec.depth)).reshape(-1, *[1] * jnp.ndim(share))
+    spread = 2 * share * (1 - share) + slope_moment(spec, 2) * share**2
+    return jnp.sum(
+        counts / jnp.sum(counts, axis=0) * jnp.sqrt(1 + spec.input_dim / float(spec.width) * (2 + spread * below)),
+        axis=0,
+    )
 
 
 def adversarial_loss_decay_rate(spec: NetworkSpec, eps: ArrayLike, input_norm: ArrayLike) -> Scalar:
@@ -134,18 +156,18 @@ def adversarial_loss_decay_rate(spec: NetworkSpec, eps: ArrayLike, input_norm: A
     For x' = x + eta held fixed, |eta|_2 = eps, eta orthogonal to x, and K = 1,
 
         -dL_adv/dt = Theta(x, x) + Theta(x', x') - 2 Theta(x, x'),
-        Theta(x, x') = (N / s) sum_{l=1}^{L} omega^{l-1} sqrt(q q') c_{l-1} prod_{k=l}^{L} s g(c_{k-1}),
+        Theta(x, x') = N omega^{L-1} sqrt(q q') sum_{l=1}^{L} c_{l-1} g(c_{l-1}) prod_{k>l} (e + s g(c_{k-1})) / omega,
 
     with q = |x|^2 / d, q' = |x'|^2 / d, c_l the correlation of the hidden layers at x and x' and g that of their gates
-    (`correlation_path`). The kernel has a cusp at x' = x, gates that flip inside the ball: for small eps / |x| and
-    u != v the rate is
+    (`correlation_path`), e = 0 for "vanilla" and 1 for "signed". The kernel has a cusp at x' = x, gates that flip
+    inside the ball: for small eps / |x| and u != v the rate is, with r = A / omega (1 for "vanilla"),
 
-        omega^L ((u - v)^2 / (u^2 + v^2)) N sqrt(q) eps L (L + 1) / (pi s sqrt(d)),
+        alpha omega^{L-1} ((u - v)^2 / (u^2 + v^2)) N sqrt(q) eps L (2 + r (L - 1)) / (pi sqrt(d)),
 
     linear in eps where frozen gates would make it quadratic.
 
     Args:
-        spec: the law at t = 0: "vanilla", K = 1, no bias.
+        spec: the law at t = 0: "vanilla" or "signed", K = 1, no bias.
         eps: |eta|_2 > 0.
         input_norm: |x|_2 > 0, over all d coordinates.
 
@@ -153,8 +175,8 @@ def adversarial_loss_decay_rate(spec: NetworkSpec, eps: ArrayLike, input_norm: A
         The rate, shaped like the leaves of `spec`; inf where it overflows.
 
     Raises:
-        ValueError: an argument is outside its range; `spec` has a shortcut, K > 1, or a bias (where its variance is
-            concrete; a traced one must be 0).
+        ValueError: an argument is outside its range; `spec` is "residual", of K > 1, or has a bias (where its variance
+            is concrete; a traced one must be 0).
 
     Source: ours, in the limit of infinite width, for a perturbation that is fixed and independent of the weights. The
     worst one of a network is orthogonal to x in the mean but aligned with the weights, for which `adversarial_rate`
@@ -167,14 +189,15 @@ def adversarial_loss_decay_rate(spec: NetworkSpec, eps: ArrayLike, input_norm: A
 def adversarial_rate(spec: NetworkSpec, input_norm: ArrayLike, eps: ArrayLike, aligned: bool = True) -> AdversarialRate:
     """The rate at which the loss of the worst perturbation falls at t = 0, and the time scale t* of L_adv.
 
-        rate_adv / rate = sum_{k=1}^{L} k sqrt(1 + (d / N) (2 + chi (k - 1))) / (L (L + 1) / 2),
-        t* = L_adv / rate_adv,      L_adv = eps beta omega^{L/2},      chi = 2 (u^4 + v^4) / (u^2 + v^2)^2
+        rate_adv / rate = sum_{k=1}^{L} n_k sqrt(1 + (d / N) (2 + o (k - 1))) / sum_k n_k,      n_k = 1 + r (k - 1),
+        t* = L_adv / rate_adv,      L_adv = eps beta omega^{L/2},
+        o = 2 r (1 - r) + chi r^2,      chi = 2 (u^4 + v^4) / (u^2 + v^2)^2,      r = A / omega (1 for "vanilla")
 
     with rate = `adversarial_loss_decay_rate`. Both are those of one fixed perturbation. An attack pushes eta and -eta
     in turn, so that L_adv itself falls at half the rate (`training_curve`): by a half of itself in t*, to first order.
 
     Args:
-        spec: the law at t = 0: "vanilla", K = 1, no bias.
+        spec: the law at t = 0: "vanilla" or "signed", K = 1, no bias.
         input_norm: |x|_2 > 0, over all d coordinates.
         eps: the radius of the l2 attack, > 0.
         aligned: whether the perturbation is aligned with the weights, as a worst one is; else the factor is 1.
@@ -186,11 +209,11 @@ def adversarial_rate(spec: NetworkSpec, input_norm: ArrayLike, eps: ArrayLike, a
     Raises:
         ValueError: as for `adversarial_loss_decay_rate`.
 
-    Source: ours, to first order in d / N inside the root. The flips of the gates of layer k count k times, once for
-    each layer from 1 to k whose gradient they change. They are proportional to |W_k D_{k-1} ... W_1 P_in eta|. For eta
-    along J^T the square of that norm is the second spectral moment of a product of random matrices, relative to the
-    first: P_in gives it the 1, and P_in's partners each raise it, W_j by d / N and D_j by (chi - 1) d / N. beta is
-    "sharp".
+    Source: ours, to first order in d / N inside the root. The flips of the gates of layer k count n_k times: for their
+    own layer, and for each below by the share of its gradient that runs through the branch. They are proportional to
+    |W_k T_{k-1} ... T_1 P_in eta|, with T_j the layers, D_j W_j or 1 + S_j D_j W_j. For eta along J^T the square of
+    that norm is the second spectral moment of a product of random matrices, relative to the first: the d columns of
+    P_in give it the 1, P_in and W_k each add d / N, T_j adds o d / N. beta is "sharp".
     """
     lengths = _check(spec, eps, input_norm)
     factor = alignment_factor(spec) if aligned else jnp.ones_like(alpha(spec))
@@ -203,17 +226,17 @@ def adversarial_rate(spec: NetworkSpec, input_norm: ArrayLike, eps: ArrayLike, a
 def kernel_regime(spec: NetworkSpec, theta: float) -> KernelRegime:
     """Whether width and angle are such that adversarial training follows `training_curve`.
 
-        lambda = 2 pi sqrt(alpha d) (2 L + 1) / (3 L (L + 1) theta sqrt(N) |u - v|) < 1    gates hardly move
-        n / d > 10,    n = N theta / pi                                                    enough gates flip
-        1.12 sqrt(delta) < .3,    delta = L theta (u - v)^2 / (pi (u^2 + v^2))              the start is nearly linear
+        lambda = pi sqrt(alpha d / r) sum_k n_k^2 / ((sum_k n_k)^2 theta sqrt(N) |u - v|) < 1    gates hardly move
+        n / d > 10,    n = N theta / pi                                                          enough gates flip
+        1.12 sqrt(delta) < .3,    delta = r L theta (u - v)^2 / (pi (u^2 + v^2))                  a nearly linear start
 
-    lambda is the shift of a flipping gate's preactivation over t*, k |u - v| sqrt(omega^{L+k-2} N) q t* at layer k,
-    divided by what a perturbation moves it, theta sqrt(q s omega^{k-1}), with (2 L + 1) / 3 for the mean of k over the
-    flips that lower L_adv. It does not depend on s. Where lambda or n / d fails, L_adv falls more slowly than the
-    curve; where delta fails, the two starts of `training_curve` differ much.
+    with r = A / omega and n_k = 1 + r (k - 1): r = 1 and k for "vanilla". lambda is the shift of a flipping gate's
+    preactivation over t*, n_k |u - v| sqrt(omega^{L+k-2} N) q t* at layer k, divided by what a perturbation moves it,
+    theta sqrt(q s omega^{k-1}), in the mean over the flips that lower L_adv. Where lambda or n / d fails, L_adv falls
+    more slowly than the curve; where delta fails, the two starts of `training_curve` differ much.
 
     Args:
-        spec: the law at t = 0: "vanilla", K = 1, no bias, u != v, with concrete scalar leaves.
+        spec: the law at t = 0: "vanilla" or "signed", K = 1, no bias, u != v, s > 0, with concrete scalar leaves.
         theta: eps / |x|_2 > 0.
 
     Returns:
@@ -225,8 +248,8 @@ def kernel_regime(spec: NetworkSpec, theta: float) -> KernelRegime:
     Warns:
         UserWarning: one of the three conditions fails.
 
-    Source: ours, orders of magnitude in the limit of large N and d, not bounds; for ReLU and s = 2 lambda is
-    pi sqrt(s d) (2 L + 1) / (3 L (L + 1) theta sqrt(N)).
+    Source: ours, orders of magnitude in the limit of large N and d, not bounds; for "vanilla" lambda is
+    2 pi sqrt(alpha d) (2 L + 1) / (3 L (L + 1) theta sqrt(N) |u - v|), whatever s.
     """
     check_kernel_law(spec)
     check_size("theta", theta, positive=True)
@@ -236,9 +259,10 @@ def kernel_regime(spec: NetworkSpec, theta: float) -> KernelRegime:
         raise ValueError(f"positive_slope, negative_slope: expected two values (no gate flips else), got {u!r} twice")
     square = u**2 + v**2
     with jax.enable_x64(True):
-        alignment = float(alignment_factor(spec))
-    shift = 2 * math.pi * math.sqrt(square / 2 * d / N) * (2 * L + 1) / (3 * L * (L + 1) * theta * abs(u - v))
-    found = KernelRegime(shift, N * theta / math.pi / d, L * theta * (u - v) ** 2 / (math.pi * square), alignment)
+        alignment, r, counts = float(alignment_factor(spec)), float(branch_share(spec)), np.asarray(flip_counts(spec))
+    mean_count = np.sum(counts**2) / np.sum(counts) ** 2
+    shift = math.pi * math.sqrt(square / 2 * d / N / r) * float(mean_count) / (theta * abs(u - v))
+    found = KernelRegime(shift, N * theta / math.pi / d, r * L * theta * (u - v) ** 2 / (math.pi * square), alignment)
     failing = [
         text
         for text, holds in (
@@ -285,11 +309,11 @@ def validity_horizon(
         independent of a small eps.
 
     Raises:
-        ValueError: as for `adversarial_loss_decay_rate`.
+        ValueError: as for `adversarial_loss_decay_rate`; the block is "signed".
 
     Source: ours, to first order in t, and in d / N inside the roots of the factor of alignment.
     """
-    lengths = _check(spec, eps, input_norm)
+    lengths = _check(spec, eps, input_norm, variance=True)
     beta = operator_norm_coefficient(2, 2, spec.input_dim, 1, kind="sharp")
     allowed = 2 * check_size("fraction", fraction) * check_size("num_inputs", num_inputs) * beta
     return _horizon(spec, *lengths, allowed / alignment_factor(spec), two_sided=True)

@@ -64,7 +64,7 @@ def predict_training(
     theta_b of two digits. Errors of a third of the change of s were seen at width 400: see `kernel_regime` for what the
     limit needs.
     """
-    check_kernel_law(spec)
+    check_kernel_law(spec, variance=True)
     for name, value in (("eps", eps), ("horizon", horizon)):
         check_size(name, value, positive=True)
     points, start = np.asarray(inputs, np.float64), np.asarray(f0, np.float64)

@@ -32,6 +32,7 @@ def training_curve(
     negative_slope: float = 0.0,
     p: float = 2,
     roughness: bool = True,
+    branch_share: float = 1.0,
 ) -> Callable[[ArrayLike], np.ndarray]:
     """The adversarial loss under training on it alone, in units of its start: l(tau) = L_adv(tau t*) / L_adv(0).
 
@@ -48,7 +49,7 @@ def training_curve(
 
     E(c) = c for a linear start, f = J eta. With roughness, for the gates that flip in the ball,
 
-        E(c) = c sqrt(p(c^2)) + int_{c^2}^1 sqrt(p'(u)) du,    p(u) = prod_{l=0}^{L-1} g(c_l) / alpha,
+        E(c) = c sqrt(p(c^2)) + int_{c^2}^1 sqrt(p'(u)) du,    p(u) = prod_{l=0}^{L-1} (1 - r + r g(c_l) / alpha),
         c_0 = (1 + theta^2 u) / (1 + theta^2),
 
     the largest value of a Gaussian field of such a gradient at overlap c with the best direction: l then stalls near
@@ -64,6 +65,7 @@ def training_curve(
         negative_slope: v != u, the slope of phi on z < 0.
         p: the norm of the attack, 2 or inf.
         roughness: whether the start is rough; of no effect at theta = 0.
+        branch_share: r = A / omega, in (0, 1]: 1 for "vanilla", less for "signed"; of no effect at theta = 0.
 
     Returns:
         A function of tau, of any shape, in [0, 8], in [0, 2.5] for p = inf, that interpolates l in float64 on the host.
@@ -72,8 +74,8 @@ def training_curve(
     Raises:
         ValueError: an argument is outside its range; the function's tau is.
 
-    Source: ours, in the limit of infinite width and then of infinite d, for "vanilla" without bias and K = 1, eta
-    orthogonal to x; exact there for the linear start, heuristic for the rough one. By halving the steps and the
+    Source: ours, in the limit of infinite width and then of infinite d, without bias and for K = 1, eta orthogonal to
+    x; exact there for the linear start, heuristic for the rough one. By halving the steps and the
     grids, to 1e-4 for p = 2 and delta < 1, but for 1e-3 within .02 of the tau where the slope of l breaks off, as other
     perturbations begin to take part; else to 1e-3.
     """
@@ -83,9 +85,12 @@ def training_curve(
         raise ValueError(f"theta: expected a number in [0, 1], got {theta!r}")
     if u == v or not math.isfinite(u - v):
         raise ValueError(f"positive_slope, negative_slope: expected two finite slopes that differ, got {u!r} and {v!r}")
+    r = float(branch_share)
+    if not 0 < r <= 1:
+        raise ValueError(f"branch_share: expected a number in (0, 1], got {branch_share!r}")
     if p == 2:
-        # the limit is one curve for all depths and slopes
-        law = (depth, theta, u, v, bool(roughness)) if theta else (1, _SMALLEST, 1.0, 0.0, False)
+        # the limit is one curve for all laws
+        law = (depth, theta, u, v, bool(roughness), r) if theta else (1, _SMALLEST, 1.0, 0.0, False, 1.0)
         times, values = _ball_curve(*law)
     elif p == math.inf:
         if theta:
@@ -137,7 +142,7 @@ def _rough_start(spec: NetworkSpec, theta: float, sine: np.ndarray, cosine: np.n
     """E(c) at the cosines c of the sphere, from 1 to 0."""
     with jax.enable_x64(True):
         angle = 2 * np.arcsin(theta * sine / math.sqrt(2 * (1 + theta**2)))
-        lost = np.asarray(gate_overlap(spec, angle)[1])[0]  # 1 - p
+        lost = np.asarray(gate_overlap(spec, angle)[2])  # 1 - p
     # the integral of sqrt(p'(u)) du = sqrt(dp du)
     pieces = np.sqrt(np.maximum(np.diff(lost) * np.diff(sine**2), 0))
     return cosine * np.sqrt(1 - lost) + np.append(0, np.cumsum(pieces))
@@ -170,12 +175,13 @@ def _push(value: np.ndarray, column: Callable[[int], np.ndarray]) -> tuple[float
 
 
 @functools.lru_cache(maxsize=64)
-def _ball_curve(depth: int, theta: float, u: float, v: float, roughness: bool) -> Curve:
+def _ball_curve(depth: int, theta: float, u: float, v: float, roughness: bool, share: float) -> Curve:
     """The flow of the largest absolute value, by the implicit midpoint rule, on points of the half ball J eta >= 0.
 
     g is odd in eta, so that this half has all of it.
     """
-    spec = NetworkSpec(1, 1, 1, depth, positive_slope=u, negative_slope=v)
+    block, gain = ("vanilla", 1.0) if share == 1 else ("signed", share / (1 - share))
+    spec = NetworkSpec(1, 1, 1, depth, 2 * gain / (u**2 + v**2), positive_slope=u, negative_slope=v, block=block)
     kernel = _OddKernel(spec, theta)
     angle = np.linspace(0, np.pi / 2, _SPHERE + 1)
     radius, inside = np.meshgrid(np.arange(1, _RADII) / _RADII, np.linspace(0, np.pi / 2, _INSIDE + 1), indexing="ij")

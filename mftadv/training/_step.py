@@ -112,7 +112,8 @@ def step(
         |W_l'|^2 - |W_l|^2 = -2 r (E - sum_{k >= l} <b_k, dloss/db_k>) + r^2 |g_l|^2
 
     For shortcuts the first bracket is multiplied by A_l / (1 + A_l), A_l = alpha |W_l|^2 / N, the share of the branch
-    of layer l, in the mean over wide random networks. The state sums both sides, the right one nan with an optimizer.
+    of layer l in the mean over wide random networks; training turns the branch against the skip and lowers that share.
+    The state sums both sides, the right one nan with an optimizer.
 
     Args:
         key: of the whole training of this network: step t draws its perturbations

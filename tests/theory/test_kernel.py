@@ -30,7 +30,8 @@ def kernel_rate(spec, eps, norm):
     u, v, s, eps, norm = (
         mp.mpf(z) for z in (spec.positive_slope, spec.negative_slope, spec.weight_variance, eps, norm)
     )
-    alpha = (u**2 + v**2) / 2
+    alpha, shortcut = (u**2 + v**2) / 2, int(spec.block == "signed")
+    omega = shortcut + alpha * s
 
     def moments(angle):
         arc = mp.sin(angle) + (mp.pi - angle) * mp.cos(angle)
@@ -40,23 +41,24 @@ def kernel_rate(spec, eps, norm):
     def theta(size, angle):
         angles = [angle]
         for _ in range(spec.depth - 1):
-            angles.append(mp.acos(moments(angles[-1])[0] / alpha))
+            angles.append(mp.acos((shortcut * mp.cos(angles[-1]) + s * moments(angles[-1])[0]) / omega))
         total, product = mp.mpf(0), mp.mpf(1)
         for layer in range(spec.depth, 0, -1):
-            product *= s * moments(angles[layer - 1])[1]
-            total += (alpha * s) ** (layer - 1) * size * mp.cos(angles[layer - 1]) * product
-        return spec.width / s * total
+            gate = moments(angles[layer - 1])[1]
+            total += omega ** (layer - 1) * size * mp.cos(angles[layer - 1]) * gate * product
+            product *= shortcut + s * gate
+        return spec.width * total
 
     q, q_perturbed = norm**2 / spec.input_dim, (norm**2 + eps**2) / spec.input_dim
     joint = theta(mp.sqrt(q * q_perturbed), mp.atan(eps / norm))
     return float(theta(q, mp.mpf(0)) + theta(q_perturbed, mp.mpf(0)) - 2 * joint)
 
 
-@pytest.mark.parametrize("depth", [1, 5, 50])
+@pytest.mark.parametrize(("depth", "block"), [(1, "vanilla"), (5, "vanilla"), (50, "vanilla"), (5, "signed")])
 @pytest.mark.slow
-def test_against_many_digits(depth):
+def test_against_many_digits(depth, block):
     def from_slopes(u, v):
-        return law(depth, weight_variance=1.375, positive_slope=u, negative_slope=v)
+        return law(depth, weight_variance=1.375, positive_slope=u, negative_slope=v, block=block)
 
     sizes, slopes = np.array([1e-5, 1e-3, 0.1, 1.0, 10.0, 1000.0]), np.array(SLOPES)
     with mp.workdps(60):
@@ -152,6 +154,12 @@ def test_kernel_regime():
     np.testing.assert_allclose(found.gate_shift, np.pi * 200**0.5 * 5 / (18 * 0.1 * 1e7**0.5), rtol=1e-12)
     np.testing.assert_allclose(found[1:3], (1e7 * 0.1 / np.pi / 100, 0.2 / np.pi), rtol=1e-12)
     np.testing.assert_allclose(found.alignment, (1 + 1e-5 + 2 * (1 + 2e-5)) / 3, rtol=1e-9)
+    # the shares of a gate's effect on the layers below: 1, 1 + r with r = 1/4
+    signed = kernel_regime(spec.replace(block="signed", weight_variance=2 / 3), 0.1)
+    shift, gates = np.pi * 200**0.5 * (1 + 1.25**2) / 2.25**2 / (0.1 * 1e7**0.5), 1 + 2 * 0.25 * 0.75 + 2 / 16
+    np.testing.assert_allclose(signed.gate_shift, shift, rtol=1e-6)
+    np.testing.assert_allclose(signed.delta, 0.05 / np.pi, rtol=1e-6)
+    np.testing.assert_allclose(signed.alignment - 1, 0.5e-5 * (2 + 1.25 / 2.25 * (gates - 1)), rtol=1e-4)
     # a unit of weight or of phi changes no ratio of lengths
     for changes in ({"weight_variance": 0.3}, {"positive_slope": -0.5}):
         np.testing.assert_allclose(kernel_regime(spec.replace(**changes), 0.1), found, rtol=1e-12)
@@ -210,7 +218,7 @@ def test_overflow_and_zero():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"block": "signed"}, "block: expected vanilla, got 'signed'"),
+        ({"block": "residual"}, "block: expected vanilla or signed .*, got 'residual'"),
         ({"output_dim": 2}, "output_dim: expected 1, got 2"),
         ({"bias_variance": 0.1}, "bias_variance: expected 0, got 0.1"),
         ({"eps": 0.0}, "eps: expected a finite number > 0, got 0.0"),
@@ -224,6 +232,11 @@ def test_rejects(function, changes, message):
     spec = law(**{name: value for name, value in changes.items() if name not in arguments})
     with pytest.raises(ValueError, match=message):
         function(spec, **arguments)
+
+
+def test_the_horizon_of_a_shortcut_is_refused():
+    with pytest.raises(ValueError, match=r"block: expected vanilla, got 'signed' .*share of L_adv"):
+        validity_horizon(law(block="signed"), 0.1, 10.0)
 
 
 def gradient_distance(nets, x, perturbed):
@@ -241,10 +254,11 @@ def gradient_distance(nets, x, perturbed):
     return total
 
 
+@pytest.mark.parametrize("block", ["vanilla", "signed"])
 @pytest.mark.law
-def test_simulated_gradients():
+def test_simulated_gradients(block):
     """A fixed x': the mean over networks is 1 to 3 parts in N below the limit, measured at N = 100 and 200."""
-    spec = law(3, width=200, negative_slope=0.2, weight_variance=2 / 1.04)
+    spec = law(3, width=200, negative_slope=0.2, weight_variance=2 / 1.04, block=block)
     axes = np.eye(100)
 
     def mean_rate(nets):  # over outputs, and pairs of orthogonal x and eta
@@ -267,8 +281,8 @@ def test_the_worst_perturbation_decays_faster():
         jacobian = linear_representation(nets, x)[0][:, 0]
         return gradient_distance(nets, x, x + jacobian / np.linalg.norm(jacobian, axis=1, keepdims=True))[:, 0]
 
-    for width, count in ((100, 300), (400, 60)):
-        spec = law(width=width)
+    for width, count, block in ((100, 300, "vanilla"), (400, 60, "vanilla"), (100, 300, "signed")):
+        spec = law(width=width, block=block)
         expected = float(adversarial_rate(spec, 10.0, 1.0).rate)
         ratio = simulate(rate, 0, spec, count, batch=20).mean() / expected
         assert abs(ratio - 1) < 0.1, (width, ratio)

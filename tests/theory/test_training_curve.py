@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
@@ -10,6 +11,7 @@ from scipy.special import ndtri
 from mftadv.spec import NetworkSpec
 from mftadv.theory import _training_curve as module
 from mftadv.theory import adversarial_rate, gate_correlation, kappa, training_curve
+from mftadv.theory._laws import branch_share
 
 
 def cusp(r, s, o):
@@ -68,7 +70,9 @@ def test_the_limit_of_small_angles():
         np.testing.assert_allclose(curve(times), values, atol=tolerance)
 
 
-@pytest.mark.parametrize("law", [(1, 1e-12, 1.0, 0.0, False), (2, 0.3, 1.0, 0.0, True), (5, 0.1, 1.0, -0.5, False)])
+@pytest.mark.parametrize(
+    "law", [(1, 1e-12, 1.0, 0.0, False, 1.0), (2, 0.3, 1.0, 0.0, True, 1.0), (5, 0.1, 1.0, -0.5, False, 0.4)]
+)
 @pytest.mark.slow
 def test_half_the_step_and_finer_grids(law, monkeypatch):
     """They move it by less than 1e-4, but within a step of where the slope breaks off."""
@@ -81,19 +85,29 @@ def test_half_the_step_and_finer_grids(law, monkeypatch):
     assert np.sum(moved >= 1e-4) * 0.005 < 0.04
 
 
+ALPHA = 0.52  # of the negative slope .2
+
+
+def through(spec, cosine, layers):
+    """The cosines of all hidden layers, and g / alpha at each."""
+    share, cosines = float(branch_share(spec)), [min(cosine, 1.0)]
+    for _ in range(layers - 1):
+        cosines.append((1 - share) * cosines[-1] + share * float(kappa(spec, cosines[-1])) / ALPHA)
+    return cosines, [float(gate_correlation(spec, c)) / ALPHA for c in cosines]
+
+
+@pytest.mark.parametrize("block", ["vanilla", "signed"])
 @pytest.mark.slow
-def test_the_kernel():
+def test_the_kernel(block):
     """From the definition, with the package's kappa and g, at an angle where differences do no harm."""
-    spec = NetworkSpec(1, 1, 1, 3, negative_slope=0.2)
-    theta, alpha, x = 0.4, 0.52, np.array([1.0, 0, 0])
+    spec = NetworkSpec(1, 1, 1, 3, 1.5, negative_slope=0.2, block=block)
+    theta, x, share = 0.4, np.array([1.0, 0, 0]), float(branch_share(spec))
 
     def tangent(a, b):
         size = float(np.linalg.norm(a) * np.linalg.norm(b))
-        cosines = [min(float(a @ b) / size, 1.0)]
-        for _ in range(2):
-            cosines.append(float(kappa(spec, cosines[-1])) / alpha)
-        gates = [float(gate_correlation(spec, c)) / alpha for c in cosines]
-        return size * sum(c * np.prod(gates[k:]) for k, c in enumerate(cosines))
+        cosines, gates = through(spec, float(a @ b) / size, 3)
+        above = [np.prod([1 - share + share * g for g in gates[k + 1 :]]) for k in range(3)]
+        return size * sum(c * g * rest for c, g, rest in zip(cosines, gates, above, strict=True))
 
     def kernel(a, b):
         return tangent(x + a, x + b) - tangent(x + a, x) - tangent(x, x + b) + tangent(x, x)
@@ -105,6 +119,29 @@ def test_the_kernel():
         np.testing.assert_allclose(odd(r, s, r * s * math.cos(angle)), expected, rtol=2e-5)
     small = module._OddKernel(spec, 1e-6)
     np.testing.assert_allclose(small(0.7, 1, 0.4), cusp(0.7, 1, 0.4), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_rough_start():
+    """E(c) by quadrature of the square root of p', with the derivative of p by differences."""
+    spec, theta = NetworkSpec(1, 1, 1, 3, 1.5, negative_slope=0.2, block="signed"), 0.4
+    share = float(branch_share(spec))
+
+    def correlation(u):
+        gates = through(spec, (1 + theta**2 * u) / (1 + theta**2), 3)[1]
+        return np.prod([1 - share + share * g for g in gates])
+
+    def root_slope(z):  # u = 1 - z^2, since p' has a root singularity at 1
+        u, move = 1 - z**2, 1e-3 * z**2
+        return 2 * z * math.sqrt((correlation(u + move) - correlation(u - move)) / (2 * move))
+
+    angle = np.linspace(0, np.pi / 2, 601)
+    found = module._rough_start(spec, theta, np.sin(angle), np.cos(angle))
+    with jax.enable_x64(True):
+        for c in (0.9, 0.5, 0.0):
+            nodes = math.sqrt(1 - c**2) * (np.arange(40) + 0.5) / 40
+            expected = c * math.sqrt(correlation(c**2)) + math.sqrt(1 - c**2) * np.mean([root_slope(z) for z in nodes])
+            np.testing.assert_allclose(np.interp(-c, -np.cos(angle), found), expected, rtol=2e-3)
 
 
 @pytest.mark.slow
@@ -192,6 +229,7 @@ def test_the_cube():
         ({"theta": -0.1}, r"theta: expected a number in \[0, 1\], got -0.1"),
         ({"theta": math.nan}, "theta: expected a number"),
         ({"negative_slope": 1.0}, "positive_slope, negative_slope: expected two finite slopes that differ"),
+        ({"branch_share": 0.0}, r"branch_share: expected a number in \(0, 1\], got 0.0"),
         ({"p": 3}, "p: expected 2 or inf"),
         ({"p": math.inf}, "theta: expected 0 for p = inf"),
     ],
