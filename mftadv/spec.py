@@ -28,6 +28,11 @@ def concrete(value: Any) -> np.ndarray | None:
     return None if isinstance(value, Tracer) else np.asarray(value)
 
 
+def traced_arrays(operands: Any) -> Any:
+    """A pytree to call a function of a custom derivative with: under a vmap JAX refuses NumPy arrays there."""
+    return jax.tree.map(lambda leaf: jnp.copy(leaf) if isinstance(leaf, Tracer) else leaf, operands)
+
+
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class NetworkSpec:

@@ -16,7 +16,7 @@ from mftadv.linear import jacobian_and_shift
 from mftadv.network import Evaluation, Network
 from mftadv.norms import vector_norm
 from mftadv.oracle import Function, Source
-from mftadv.spec import check_exponent, concrete, key_for, representable
+from mftadv.spec import check_exponent, concrete, key_for, representable, traced_arrays
 
 _CLOSE = 1e-2  # two values that differ by at most this share are counted as values of one maximum
 
@@ -196,7 +196,8 @@ def attacked_from(
     stalled = best - history[..., (3 * history.shape[-1]) // 4] <= _CLOSE * best
     trusted = stalled & (candidates.nonfinite == 0) & (zero_gradients < 1) & (best.astype(rounding.dtype) > rounding)
     converged = defined & ((radius == 0) | (trusted & (best - second <= _CLOSE * best)))
-    value = _at_fixed_perturbation(q, loss, source, x, eps, objective.targets, perturbation, best)
+    operands = traced_arrays((source, x, eps, objective.targets))
+    value = _at_fixed_perturbation(q, loss, *operands, perturbation, best)
     return AdversarialLoss(
         jnp.where(defined, value, jnp.nan),
         perturbation,

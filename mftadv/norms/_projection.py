@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from mftadv.norms._vectors import in_single, maximise_linear, read_ball, read_box, unit_of, vector_norm
-from mftadv.spec import check_exponent
+from mftadv.spec import check_exponent, traced_arrays
 
 # beyond these, one for every factor e between the slopes 1 and p - 1 at which Newton's method starts and ends
 NEWTON_STEPS = 3
@@ -48,7 +48,7 @@ def project(
     radius, box = read_ball(x, radius), read_box(x, lower, upper)
     if p == math.inf:
         return jnp.clip(x if box is None else jnp.clip(x, *box), -radius, radius)
-    return _nearest(x, radius, box, p)
+    return _nearest(*traced_arrays((x, radius, box)), p)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))

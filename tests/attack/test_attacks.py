@@ -178,6 +178,10 @@ def test_jit_eager_functions_and_vmap_agree():
         np.testing.assert_allclose(together.value[i], alone.value, rtol=1e-4)
     function = attacked(jax.tree_util.Partial(mf.apply, net), XS, 0.5, 2, 2, FEW, KEY)
     np.testing.assert_allclose(function.value, alone.value, rtol=1e-4)
+    # of NumPy arrays, which JAX keeps as they are under a vmap
+    sizes, inputs, networks = np.array([0.5, 0.4], np.float32), np.stack([XS, XS]), jax.tree.map(np.asarray, nets)
+    mapped = jax.vmap(lambda net, x, eps: mf.adversarial_loss(net, x, eps, 2, 2, KEY, FEW).value, (axes, 0, 0))
+    np.testing.assert_allclose(jax.jit(lambda: mapped(networks, inputs, sizes))()[0], together.value[0], rtol=1e-4)
     eager = mf.adversarial_loss(NET, XS, 0.4, 2, 2, KEY, FGSM)
     np.testing.assert_allclose(eager.value, attacked(NET, XS, 0.4, 2, 2, FGSM, KEY).value, rtol=1e-4)
 
