@@ -13,6 +13,7 @@ from mftadv.network._evaluate import (
     pushforward,
 )
 from mftadv.network._init import Frozen, Network, Params, engine_costs, engine_for, init
+from mftadv.network._queries import count_queries, inner_programs
 
 __all__ = [
     "Evaluation",
@@ -23,12 +24,14 @@ __all__ = [
     "backward",
     "backward_pair",
     "check_input",
+    "count_queries",
     "difference",
     "engine_costs",
     "engine_for",
     "evaluate",
     "forward",
     "init",
+    "inner_programs",
     "pullback",
     "pushforward",
 ]
