@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 
 from mftadv.statistics import Estimate, LawTest
 
@@ -225,8 +226,6 @@ def judge(claims: Sequence[Claim], family_error: float = FAMILY_ERROR) -> tuple[
     if not claims:
         return ()
 
-    from scipy import stats  # half a second that importing this package should not take
-
     def column(name):
         return np.array([getattr(claim, name) for claim in claims], dtype=np.float64)
 
@@ -248,15 +247,15 @@ def judge(claims: Sequence[Claim], family_error: float = FAMILY_ERROR) -> tuple[
         excess = np.where(bound, difference - slack, np.sign(difference) * np.maximum(np.abs(difference) - slack, 0))
         t = np.where(excess == 0, 0.0, excess / error)
         z = np.sign(t) * _discount(np.abs(t), doubt - np.sign(t) * skewness)
-        p = np.where(bound, stats.t.sf(z, freedom), 2 * stats.t.sf(np.abs(z), freedom))
-        quantile = stats.t.isf(np.where(bound, level, level / 2), freedom)
+        p = np.where(bound, scipy.stats.t.sf(z, freedom), 2 * scipy.stats.t.sf(np.abs(z), freedom))
+        quantile = scipy.stats.t.isf(np.where(bound, level, level / 2), freedom)
         hidden = doubt + np.where(bound, -skewness, np.abs(skewness))
-        visible = (_undiscount(quantile, hidden) + stats.t.isf(1 - POWER, freedom)) * error
+        visible = (_undiscount(quantile, hidden) + scipy.stats.t.isf(1 - POWER, freedom)) * error
         upper_limit = excess + _undiscount(quantile, skewness) * error
         draws = column("degrees_of_freedom")[distance] + 1
-        p[distance] = stats.kstwo.sf(excess[distance], draws)
+        p[distance] = scipy.stats.kstwo.sf(excess[distance], draws)
         # where the laws are furthest apart, the share of draws below is off by at most 1 / (2 sqrt(n))
-        visible[distance] = stats.kstwo.isf(level, draws) + stats.norm.isf(1 - POWER) / (2 * np.sqrt(draws))
+        visible[distance] = scipy.stats.kstwo.isf(level, draws) + scipy.stats.norm.isf(1 - POWER) / (2 * np.sqrt(draws))
         visible = np.where(silent, math.inf, visible + slack)
         ratio = np.where(theory == 0, math.nan, measured / theory)
         relative = np.where(visible == 0, 0.0, visible / scale)

@@ -44,7 +44,7 @@ class Skewed(DenseMatrix):
 
 
 def test_every_matrix_is_in_the_table():
-    assert implementations(Matrix) == set(TABLE)
+    assert implementations(Matrix) == {*TABLE, "Counted"}  # which multiplies nothing, see test_queries
 
 
 @jax.jit

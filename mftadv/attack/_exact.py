@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import scipy
 from jaxtyping import ArrayLike, Float
 
 from mftadv.matrices import DenseMatrix, Matrix
@@ -236,8 +237,6 @@ class _Program:
         return -bound * scale, self.perturbation @ solution.x
 
     def _solve(self, cost: np.ndarray, low: np.ndarray, high: np.ndarray, integral: bool) -> Any:
-        from scipy.optimize import LinearConstraint, milp  # a third of a second that importing should not take
-
         integrality = np.zeros(len(cost))
         integrality[self.first_b : -1] = integral
         # At this size presolve saves no time, and undoing it costs accuracy.
@@ -246,5 +245,7 @@ class _Program:
         options |= {"mip_feasibility_tolerance": 100 * TOLERANCE}  # any tighter, and HiGHS prints that it repairs
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Unrecognized options detected", RuntimeWarning)  # HiGHS knows them
-            constraints = [LinearConstraint(np.stack(self.rows), ub=0)] if self.rows else []
-            return milp(cost, integrality=integrality, bounds=(low, high), constraints=constraints, options=options)
+            constraints = [scipy.optimize.LinearConstraint(np.stack(self.rows), ub=0)] if self.rows else []
+            return scipy.optimize.milp(
+                cost, integrality=integrality, bounds=(low, high), constraints=constraints, options=options
+            )

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import special
+import scipy
 
 from mftadv.compare import Claim, Judgement, find
 from mftadv.experiments._networks import exponent
@@ -85,7 +85,7 @@ def _quantiles(axes, values: np.ndarray, kurtosis: float | None, legend: bool) -
     count = len(values)
     tail = np.unique(np.geomspace(1, count / 2, 120).astype(int))
     ranks = np.concatenate([tail, count + 1 - tail[::-1]])
-    expected = special.ndtri((ranks - 0.5) / count)
+    expected = scipy.special.ndtri((ranks - 0.5) / count)
     axes.axline((0, 0), slope=1, color=GREY, lw=1.2, label="normal law (infinite width)")
     if kurtosis:
         grid = np.linspace(-12, 12, 4001)

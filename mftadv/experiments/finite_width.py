@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
+import scipy
 from jaxtyping import Array, Key
-from scipy import special
 
 from mftadv import statistics, theory
 from mftadv.attack import capacity_for
@@ -155,11 +155,9 @@ def excess(spec: NetworkSpec) -> float:
 
 def mean_scale(spec: NetworkSpec) -> float:
     """E r, exactly; E |g_n| = sqrt 2 Gamma((n + 1)/2) / Gamma(n/2)."""
-    from scipy import stats
-
     N, B = spec.width, np.arange(1, spec.width + 1)
-    layer = stats.binom.pmf(B, N, 0.5) @ special.poch(B / 2, 0.5) * 2 / math.sqrt(N)
-    return float(special.poch(N / 2, 0.5) * math.sqrt(2 / N) * layer**spec.depth)
+    layer = scipy.stats.binom.pmf(B, N, 0.5) @ scipy.special.poch(B / 2, 0.5) * 2 / math.sqrt(N)
+    return float(scipy.special.poch(N / 2, 0.5) * math.sqrt(2 / N) * layer**spec.depth)
 
 
 def first_order(spec: NetworkSpec) -> float:

@@ -15,6 +15,7 @@ from mftadv.network._evaluate import (
     pushforward,
 )
 from mftadv.network._init import Frozen, Network, Params, engine_costs, engine_for, init
+from mftadv.network._queries import count_queries, inner_programs
 
 __all__ = [
     "Evaluation",
@@ -26,6 +27,7 @@ __all__ = [
     "backward",
     "backward_pair",
     "check_input",
+    "count_queries",
     "difference",
     "engine_costs",
     "engine_for",
@@ -33,6 +35,7 @@ __all__ = [
     "forward",
     "forward_pair",
     "init",
+    "inner_programs",
     "pullback",
     "pushforward",
 ]

@@ -124,7 +124,7 @@ def init(
     d, N, L = spec.input_dim, spec.width, spec.depth
     keys = fold_in_loop(key, jnp.arange(4 + L)[:, None])
     weight_variance, bias_variance = (jnp.asarray(v, float) for v in (spec.weight_variance, spec.bias_variance))
-    shapes = _shapes(spec)
+    shapes = shapes_of(spec)
     variances = [1 / d, 1 / N, *[weight_variance / N] * L]
     sizes = [m * n if capacity is None else noise_size((m, n), capacity) for m, n in shapes]
     if capacity is None and sum(sizes) > _ONE_DRAW:
@@ -169,13 +169,13 @@ def engine_costs(spec: NetworkSpec, capacity: tuple[int, int]) -> dict[str, floa
     cotangents take C (N L + N + K) + D (N L + N + d) normals, and Gram-Schmidt with the images about
     4 (C + D)^2 multiply-adds for every row of every matrix. A normal costs about 16 multiply-adds on a CPU.
     """
-    shapes = _shapes(spec)
+    shapes = shapes_of(spec)
     entries, queries = sum(m * n for m, n in shapes), sum(capacity)
     drawn, rows = sum(noise_size(shape, capacity) for shape in shapes), sum(m + n for m, n in shapes) / 2
     return {"dense": entries * (1 + queries / 16), "matrix_free": drawn + 4 * queries**2 * rows / 16}
 
 
-def _shapes(spec: NetworkSpec) -> list[tuple[int, int]]:
+def shapes_of(spec: NetworkSpec) -> list[tuple[int, int]]:
     """Of P_in, P_out and the W_l."""
     d, K, N, L = spec.input_dim, spec.output_dim, spec.width, spec.depth
     return [(N, d), (K, N), *[(N, N)] * L]

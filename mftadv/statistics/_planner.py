@@ -2,7 +2,7 @@
 
 import math
 
-from scipy import special
+import scipy
 
 
 def smallest_visible_deviation(
@@ -33,7 +33,7 @@ def smallest_visible_deviation(
     for name, value in (("false_alarm", false_alarm), ("power", power)):
         if not 0 < value < 1:
             raise ValueError(f"{name}: expected a probability in (0, 1), got {value!r}")
-    quantiles = -special.stdtrit(num_networks - 1, [false_alarm / 2, 1 - power])
+    quantiles = -scipy.special.stdtrit(num_networks - 1, [false_alarm / 2, 1 - power])
     return float(quantiles.sum()) * float(relative_standard_deviation) / math.sqrt(num_networks)
 
 

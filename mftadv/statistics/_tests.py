@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import scipy
 from jaxtyping import ArrayLike, Float, Shaped
-from scipy import special
 
 Draws = Shaped[ArrayLike, "n ..."]
 
@@ -293,7 +293,7 @@ def scale_mixture_cdf(x: ArrayLike, variance: float, kurtosis: float, skewness: 
     if not 3 <= kurtosis < math.inf:
         raise ValueError(f"kurtosis: expected a finite number >= 3, got {kurtosis!r}")
     if kurtosis == 3:
-        return special.ndtr(np.asarray(x, dtype=np.float64) / math.sqrt(variance))
+        return scipy.special.ndtr(np.asarray(x, dtype=np.float64) / math.sqrt(variance))
     w = math.log(kurtosis / 3)
     if not max(-1.0, -1.5 / math.sqrt(max(w, 1))) <= skewness <= 0:
         raise ValueError(f"skewness: expected a number <= 0, at least -1 and -1.5 / sqrt(w), got {skewness!r}")
@@ -306,13 +306,11 @@ def scale_mixture_cdf(x: ArrayLike, variance: float, kurtosis: float, skewness: 
     def excess(tau: float) -> float:
         return log_moment(2, tau) - 2 * log_moment(1, tau) - w
 
-    from scipy import optimize  # as long to import as all else here
-
     # with u = -tau skewness / 3 the excess is at least tau^2 / ((1 + u) (1 + 2 u)) - w, which is positive at the end
-    tau = float(optimize.brentq(excess, 0, 4 * math.sqrt(w))) if skewness and w else math.sqrt(w)  # pyright: ignore[reportArgumentType]
+    tau = float(scipy.optimize.brentq(excess, 0, 4 * math.sqrt(w))) if skewness and w else math.sqrt(w)  # pyright: ignore[reportArgumentType]
     nodes, weights = _normal_nodes()
     scales = np.exp((math.log(variance) - log_moment(1, tau) + tau * (nodes + skewness / 6 * nodes**2)) / 2)
-    return special.ndtr(np.asarray(x, dtype=np.float64)[..., None] / scales) @ weights
+    return scipy.special.ndtr(np.asarray(x, dtype=np.float64)[..., None] / scales) @ weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -360,12 +358,10 @@ def law_test(sample: Float[ArrayLike, " n"], variance: float, kurtosis: float, s
     if sample.ndim != 1 or count == 0:
         raise ValueError(f"sample: expected shape [n] with a finite draw, got {sample.shape} with {count} finite")
 
-    from scipy import stats  # half a second that importing this package should not take
-
     def distance(kurtosis: float, skewness: float = 0.0) -> float:
         law = scale_mixture_cdf(ordered, variance, kurtosis, skewness)
         return float(max(np.max(np.arange(1, count + 1) / count - law), np.max(law - np.arange(count) / count)))
 
     mixture = distance(kurtosis, skewness)
-    p_value = float(stats.kstwo.sf(mixture, count))
+    p_value = float(scipy.stats.kstwo.sf(mixture, count))
     return LawTest(mixture, p_value, distance(3.0), count, len(sample) - count)

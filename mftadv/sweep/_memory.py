@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import Jaxpr, Literal
 from jax.sharding import Mesh
+
+from mftadv.network import inner_programs
 
 # A chunk on a CPU gains nothing from memory past the caches' reach, and progress should show.
 _CPU_BUDGET = 16 * 2**20
@@ -88,7 +90,7 @@ def _peak(jaxpr: Jaxpr) -> int:
     alive = peak = 0
     for equation, dead in zip(jaxpr.eqns, dying, strict=False):
         results = sum(map(_size, equation.outvars))
-        inside = max(map(_peak, _inner(equation)), default=0)
+        inside = max(map(_peak, inner_programs(equation)), default=0)
         peak = max(peak, alive + max(results, inside))
         alive += sum(_size(var) for var in equation.outvars if var in last_use) - sum(map(_size, dead))
     return peak
@@ -97,14 +99,7 @@ def _peak(jaxpr: Jaxpr) -> int:
 def _random_bytes(jaxpr: Jaxpr) -> int:
     """The bytes of all random bits that are drawn, those of a loop once."""
     drawn = (_size(e.outvars[0]) for e in jaxpr.eqns if e.primitive.name == "random_bits")
-    return sum(drawn) + sum(_random_bytes(inner) for equation in jaxpr.eqns for inner in _inner(equation))
-
-
-def _inner(equation: Any) -> list[Jaxpr]:
-    """The jaxprs of the functions, branches and loop bodies that an equation runs."""
-    is_jaxpr = lambda value: isinstance(value, ClosedJaxpr | Jaxpr)  # noqa: E731
-    leaves = filter(is_jaxpr, jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr))
-    return [leaf.jaxpr if isinstance(leaf, ClosedJaxpr) else leaf for leaf in leaves]
+    return sum(drawn) + sum(_random_bytes(inner) for equation in jaxpr.eqns for inner in inner_programs(equation))
 
 
 def _size(var: Any) -> int:

@@ -63,8 +63,10 @@ def sweep(
     static ones compile once for each shape, ahead of their turn. The statistic is as for `monte_carlo`.
 
         def energy(key, spec, x, eps):
-            net = mf.init(key, spec, engine="auto", capacity=mf.capacity_for(spec, adversarial_loss=1))
-            return mf.adversarial_loss(net, x, eps, 2, 2, key).value
+            def of(net):
+                return mf.adversarial_loss(net, x, eps, 2, 2, key).value
+
+            return of(mf.init(key, spec, engine="auto", capacity=mf.capacity_for(spec, of)))
 
         mf.sweep(energy, key, spec, {"depth": [2, 4, 8], "weight_variance": [1.0, 2.0], "eps": [0.1, 0.3]}, x)
 

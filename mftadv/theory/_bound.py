@@ -3,8 +3,8 @@
 import math
 
 import jax.numpy as jnp
+import scipy
 from jaxtyping import ArrayLike
-from scipy.special import ndtri
 
 from mftadv.spec import NetworkSpec, check_exponent
 from mftadv.theory._coefficients import (
@@ -40,7 +40,7 @@ def width_quantile(spec: NetworkSpec, probability: float) -> Scalar:
     Source: ours, to leading order in 1/N at fixed L/N; see `adversarial_loss_bound`.
     """
     check_confidence(probability, "probability")
-    z = float(ndtri(probability))
+    z = float(scipy.special.ndtri(probability))
     # what bounds the quantiles of K > 1 bounds those from the median upwards, and so, at z = 0, the lower ones as well
     return _quantile(log_finite_width_factor(spec), *_edge(spec), z if spec.output_dim == 1 else max(z, 0.0))
 

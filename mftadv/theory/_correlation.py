@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jaxtyping import Array, ArrayLike, Float
-from scipy.special import ndtri
 
 from mftadv.spec import NetworkSpec, dual_exponent
 from mftadv.theory._coefficients import operator_norm_coefficient
@@ -202,7 +202,7 @@ def _best_perturbation_length(p: float, dim: int) -> float:
 
     eta_j = sign(g_j) |g_j|^(p* - 1), so |g|^(p* - 1) in the 2-norm over the p-norm, with the quantiles of |g| for g.
     """
-    size = ndtri(0.5 + (np.arange(dim) + 0.5) / (2 * dim))
+    size = scipy.special.ndtri(0.5 + (np.arange(dim) + 0.5) / (2 * dim))
     eta = (size / size[-1]) ** (dual_exponent(p) - 1)
     return float(np.linalg.norm(eta) / np.linalg.norm(eta, p))
 

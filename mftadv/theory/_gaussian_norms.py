@@ -4,7 +4,7 @@ import functools
 import math
 
 import numpy as np
-from scipy import special
+import scipy
 
 # Largest min(rows, columns) at which the law of the largest singular value is integrated: tens of milliseconds, and
 # the limiting law is close enough beyond.
@@ -21,7 +21,7 @@ def euclidean_radius(n: int, r: float) -> float:
 
 def log_absolute_moment(r: float) -> float:
     """Ln E|g|^r = ln( 2^(r/2) Gamma((r + 1)/2) / sqrt(pi) ) for a standard normal g."""
-    return float(r / 2 * math.log(2) + special.gammaln((r + 1) / 2) - math.log(math.pi) / 2)
+    return float(r / 2 * math.log(2) + scipy.special.gammaln((r + 1) / 2) - math.log(math.pi) / 2)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -35,15 +35,13 @@ def jensen_bound(n: int, r: float, expected_maximum_norm: float) -> float:
     if r > 2:
         # ln(n E|g|^r)/r is least where r d(ln E|g|^r)/dr - ln E|g|^r, an increasing function, meets ln n
         def slope(t: float) -> float:
-            return t / 2 * (math.log(2) + special.digamma((t + 1) / 2)) - log_absolute_moment(t) - math.log(n)
-
-        from scipy import optimize  # a third of a second that importing this package should not take
+            return t / 2 * (math.log(2) + scipy.special.digamma((t + 1) / 2)) - log_absolute_moment(t) - math.log(n)
 
         exponent = min(r, 4 * math.log(n) + 4)
         if slope(2) >= 0:
             exponent = 2.0
         elif slope(exponent) > 0:
-            exponent = optimize.root_scalar(slope, bracket=(2, exponent)).root
+            exponent = scipy.optimize.root_scalar(slope, bracket=(2, exponent)).root
     bound = math.exp((math.log(n) + log_absolute_moment(exponent)) / exponent)
     return min(bound, n ** (1 / r) * expected_maximum_norm) if r > 2 else bound
 
@@ -62,7 +60,7 @@ def expected_norm(n: int, r: float) -> float:
     if n == 1 or r == 1:
         return n * math.sqrt(2 / math.pi)
     if r == 2:
-        return float(math.sqrt(2) * special.poch(n / 2, 0.5))
+        return float(math.sqrt(2) * scipy.special.poch(n / 2, 0.5))
     if r == math.inf:
         return expected_maximum(n, 1, 2.0)
     jensen = jensen_bound(n, r, math.inf)
@@ -70,14 +68,15 @@ def expected_norm(n: int, r: float) -> float:
     step = 0.25 / max(2.0, min(r, 2 * math.log(n) + 3))
     log_t = math.log(jensen) + step * np.arange(-37 / step, 37 / step)
     log_e, step_e = np.linspace(-75, 4, 528, retstep=True)  # an exponential variable: F = E^(-1/r)
-    tail = special.erfc(np.exp(log_t[:, None] + log_e / r) / math.sqrt(2)) @ (np.exp(log_e - np.exp(log_e)) * step_e)
+    weights = np.exp(log_e - np.exp(log_e)) * step_e
+    tail = scipy.special.erfc(np.exp(log_t[:, None] + log_e / r) / math.sqrt(2)) @ weights
     with np.errstate(divide="ignore"):
         integrand = -np.expm1(n * np.log1p(-np.minimum(tail, 1.0)))
     mean = 0.0
     if r < 2:
         # the tail t^(1 - r) is that of a constant sum n E|g|^r, whose norm is known
         mean, integrand = jensen, integrand + np.expm1(-np.exp(r * (math.log(jensen) - log_t)))
-    return float(mean + integrand @ np.exp(log_t) * step / special.gamma(1 - 1 / r))
+    return float(mean + integrand @ np.exp(log_t) * step / scipy.special.gamma(1 - 1 / r))
 
 
 def _half_normal_sum_tail(t: np.ndarray, n: int) -> np.ndarray:
@@ -92,7 +91,7 @@ def _half_normal_sum_tail(t: np.ndarray, n: int) -> np.ndarray:
     weight = tilt * (bend * np.sinh(y) + 1j * np.cosh(y)) * step / (math.pi * z)
     weight[0] /= 2
     mean = math.sqrt(2 / math.pi)
-    log_generating = n * (np.log(special.wofz(-1j * z / math.sqrt(2))) - mean * z)
+    log_generating = n * (np.log(scipy.special.wofz(-1j * z / math.sqrt(2))) - mean * z)
     return np.exp(log_generating - (t - n * mean)[:, None] * z).dot(weight).imag
 
 
@@ -117,7 +116,7 @@ def expected_maximum(count: int, n: int, r: float) -> float:
     edges = np.linspace(low, high, 65)
     half = (high - low) / 128
     t = (edges[:-1, None] + half * (1 + nodes)).ravel()
-    tail = _half_normal_sum_tail(t, n) if r == 1 else special.gammaincc(n / 2, t**2 / 2)
+    tail = _half_normal_sum_tail(t, n) if r == 1 else scipy.special.gammaincc(n / 2, t**2 / 2)
     with np.errstate(divide="ignore"):
         integrand = -np.expm1(count * np.log1p(-np.clip(tail, 0.0, 1.0)))
     return float(low + half * integrand @ np.tile(weights, 64))

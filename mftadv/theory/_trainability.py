@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import jax
 import numpy as np
-from scipy.special import lambertw
+import scipy
 
 from mftadv.spec import NetworkSpec
 from mftadv.theory._evolution import decay_constant, vanilla_log_gain
@@ -40,7 +40,7 @@ def _falling_from(log_omega: float, elapsed: float) -> int:
     if log_omega >= 0:
         return 1
     a = elapsed * np.exp(-log_omega) / -log_omega
-    return math.floor(2 * (1 - lambertw(-np.e / a).real) / -log_omega) + 1 if a > np.e**2 else 1
+    return math.floor(2 * (1 - scipy.special.lambertw(-np.e / a).real) / -log_omega) + 1 if a > np.e**2 else 1
 
 
 def max_trainable_depth(

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import scipy
 from jaxtyping import ArrayLike
-from scipy.integrate import solve_ivp
 
 from mftadv.spec import NetworkSpec
 from mftadv.theory._kernel import adversarial_rate, check_kernel_law, kernel_defect
@@ -116,7 +116,9 @@ def predict_training(
             return np.append(-moved, np.mean(f * slope + present) / horizon)
 
         first = np.append(start, 0.0)
-        solved = solve_ivp(flow, (0, horizon), first, "LSODA", times, rtol=1e-7, atol=1e-8 * float(np.max(across)))
+        solved = scipy.integrate.solve_ivp(
+            flow, (0, horizon), first, "LSODA", times, rtol=1e-7, atol=1e-8 * float(np.max(across))
+        )
         if not solved.success:
             raise ValueError(f"dloss, horizon: the equation could not be solved: {solved.message}")
         f = solved.y[:-1].T

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+import scipy
 from jaxtyping import ArrayLike
-from scipy.optimize import minimize
 
 from mftadv.spec import NetworkSpec, check_positive
 from mftadv.theory._kernel import gate_overlap, kernel_defect
@@ -229,7 +229,7 @@ def _cube_curve() -> Curve:
     times = _CUBE_STEP * (np.arange(round(_CUBE_LAST / _CUBE_STEP) + 1) + 0.5)
     for _ in times:
         # a little inside of the cube, off the cusp
-        found = minimize(
+        found = scipy.optimize.minimize(
             cost, 0.999 * profile, (past,), "L-BFGS-B", True, bounds=[(0, 1)] * len(z),
             options={"ftol": 1e-13, "gtol": 1e-9, "maxiter": 500},
         )  # fmt: skip

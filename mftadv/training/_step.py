@@ -4,7 +4,6 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from mftadv.attack import AdversarialLoss, Objective, Problem, attacked_from, named_attack
@@ -315,6 +314,8 @@ def _descend(
 ) -> tuple[Network, Any, Float[Array, " L"], Float[Array, " L"]]:
     """The network after a step, the optimizer's state, |W_l'|^2 - |W_l|^2, and without one |W_l' - W_l|^2."""
     if config.optimizer is not None:
+        import optax  # where it is used: importing this package should not take a quarter of a second more
+
         parts, slopes = trained_parts(network, config), _entries(gradient)
         # The rate is an array of the trace and no constant of the program, so that optax bakes nothing in.
         updates, optimizer = config.optimizer(config.learning_rate).update(
