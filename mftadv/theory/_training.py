@@ -103,7 +103,8 @@ def predict_training(
 
     def band(roughness: bool):
         laws = (spec.depth, float(spec.positive_slope), float(spec.negative_slope))
-        angles = [float(f"{angle:.2g}") for angle in theta]  # curves are solved one by one, for each angle there is
+        # curves are solved one by one, for each angle there is
+        angles = [] if callable(adversarial_loss) else [float(f"{angle:.2g}") for angle in theta]
         curves = [training_curve(laws[0], angle, *laws[1:], roughness=roughness) for angle in angles]
 
         def loss(t, f):
