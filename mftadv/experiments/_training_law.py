@@ -24,8 +24,8 @@ class Curves(NamedTuple):
     identity: np.ndarray  # [n, S], the same by the exact identity
     # [n], -dL_adv/dt of the worst perturbation at t = 0, over the rate of one not aligned; nan beside L_std
     rates: np.ndarray
-    loss_band: np.ndarray  # [2, n, S], L_adv of the linear and of the rough start
-    change_band: np.ndarray  # [2, n, S], s(t) - s(0)
+    loss_band: np.ndarray  # [2, n or 1, S], L_adv of the linear and of the rough start
+    change_band: np.ndarray  # [2, n or 1, S], s(t) - s(0)
     change_given: np.ndarray  # [n, S], the same by theory where L_adv is the measured one; nan without L_std
     closed_loss: np.ndarray  # [S], eps beta omega(t)^{L/2} of the closed form
     closed_change: np.ndarray  # [S]
