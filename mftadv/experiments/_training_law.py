@@ -12,7 +12,7 @@ from mftadv.statistics import Estimate
 from mftadv.sweep import Cell
 
 _GATE_SHIFT, _GATES = 0.5, 30  # where the kernel regime is taken to hold
-SHARES = {"slope": 0.1, "alignment": 0.1, "curve": 0.05, "variance": 0.15}  # allowances
+SHARES = {"slope": 0.1, "alignment": 0.1, "curve": 0.05, "variance": 0.15, "variance_given": 0.15}  # allowances
 
 
 class Curves(NamedTuple):
@@ -24,11 +24,18 @@ class Curves(NamedTuple):
     identity: np.ndarray  # [n, S], the same by the exact identity
     # [n], -dL_adv/dt of the worst perturbation at t = 0, over the rate of one not aligned; nan beside L_std
     rates: np.ndarray
-    loss_band: np.ndarray  # [2, S], L_adv of the linear and of the rough start
+    loss_band: np.ndarray  # [2, n or 1, S], L_adv of the linear and of the rough start
     change_band: np.ndarray  # [2, n or 1, S], s(t) - s(0)
+    change_given: np.ndarray  # [n, S], the same by theory where L_adv is the measured one; nan without L_std
     closed_loss: np.ndarray  # [S], eps beta omega(t)^{L/2} of the closed form
     closed_change: np.ndarray  # [S]
     told: list[str]
+
+    @property
+    def relative_band(self) -> np.ndarray:
+        """The mean of L_adv(t) over that of L_adv(0) by theory, [2, S]."""
+        mean = self.loss_band.mean(1)
+        return mean / mean[:, :1]
 
     @property
     def relative(self) -> tuple[np.ndarray, np.ndarray]:
@@ -58,6 +65,25 @@ def within(
     """The two claims that a number of a cell lies between two others, to the allowance of its kind."""
     of = {"coords": {**cell.coords, **coords}, "note": note}
     return bounds(text, low, high, estimate, at_cell(cell), SHARES[id], id=id, **of)
+
+
+def between(
+    text: str, edges: np.ndarray, measured: np.ndarray, cell: Cell, *, id: str, note: str, **coords: Any
+) -> list[Claim]:
+    """The two claims that a number lies between two of theory, [2, n], that each network has for itself.
+
+    Most of what networks differ by, they differ by at the start, which theory knows: the ratio of the means of a number
+    and of an edge is seen with fewer networks than the number.
+    """
+    low, high = sorted(edges, key=np.mean)
+    of = {"kind": "at_most", "allowance": SHARES[id], "reason": "the theory is a limit", "id": id, "note": note}
+    return [
+        Claim.of(
+            f"{text} {sign} {at_cell(cell)}", 1.0, plain(statistics.ratio_estimate(*pair)),
+            coords={**cell.coords, **coords, "side": side}, **of,
+        )
+        for sign, side, pair in (("<", "above", (measured, high)), (">", "below", (low, measured)))
+    ]  # fmt: skip
 
 
 def bounds(

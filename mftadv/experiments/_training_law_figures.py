@@ -35,7 +35,7 @@ def training_law(title: str, shown: Sequence[tuple[Any, Any, bool]]):
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, max(map(len, groups))))
     for (left, middle, right), group in zip(panels, groups, strict=True):
         cell, curves, _ = group[-1]
-        band = curves.loss_band / curves.loss_band[:, :1]
+        band = curves.relative_band
         moved = curves.change_band.mean(1) / curves.closed_change[-1]
         for axes, edges, label in ((left, band, "theory, linear to rough start"), (middle, moved, None)):
             axes.fill_between(curves.tau, *edges, color=BLUE, alpha=0.15, lw=0, label=label)

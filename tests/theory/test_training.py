@@ -95,6 +95,18 @@ def test_a_measured_loss_sets_the_start():
     assert [x.shape for x in found] == [(3,), (2, 3, 2), (2, 3, 2), (2, 3)]
 
 
+def test_a_loss_that_is_known_at_all_times_takes_the_place_of_the_curve():
+    """Without a standard loss s is its integral, for as long as one likes."""
+    points, horizon = np.random.default_rng(0).standard_normal((2, 30)), 10.0
+    found = predict_training(
+        points, np.zeros(2), spec=SPEC, eps=0.2, horizon=horizon, adversarial_loss=lambda t: [1.0, math.exp(-t)],
+        num_times=6,
+    )  # fmt: skip
+    np.testing.assert_allclose(found.adversarial_loss[1], np.stack([np.ones(6), np.exp(-found.t)], axis=1), rtol=1e-12)
+    for variance in found.weight_variance:
+        np.testing.assert_allclose(2 - variance, (found.t + 1 - np.exp(-found.t)) / 4000, rtol=1e-5, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
