@@ -71,6 +71,13 @@ def not_rendered(monkeypatch):
     )
 
 
+@pytest.fixture
+def optimised(monkeypatch):
+    """Programs of `monte_carlo`, sweeps and runs are optimised, where time goes into running and not into compiling."""
+    compiled, options = jax.stages.Lowered.compile, {"xla_backend_optimization_level": 1}
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered: compiled(lowered, options))
+
+
 @pytest.fixture(autouse=True)
 def traces_counted_anew():
     """chex.assert_max_traces counts the traces of one test."""
