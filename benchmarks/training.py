@@ -92,7 +92,7 @@ def training_steps(quick: bool) -> Benchmark:
 
 def matrix_free_training(quick: bool) -> Benchmark:
     """A step of adversarial training without matrices, at the end of fifty: each query costs the memory of all."""
-    spec = mf.NetworkSpec(4, 1, 64, 2) if quick else mf.NetworkSpec(100, 1, 100_000, 5)
+    spec = mf.NetworkSpec(4, 1, 64, 1) if quick else mf.NetworkSpec(100, 1, 100_000, 5)
     steps = 2 if quick else 50
     attack = mf.Attack((LinearStarts(2),), (PowerMethod(1),))
     x = jax.random.normal(jax.random.key(1), (1, spec.input_dim))

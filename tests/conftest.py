@@ -6,9 +6,12 @@ import os
 from pathlib import Path
 
 # Most of the time of most tests is compiling. XLA takes a third of it for programs that it does not optimise and whose
-# loops its older emitters write, which it can only be told before its first computation. Benchmarks run optimised ones.
+# loops its older emitters write, and less again where it does not divide each of these small programs into 32 parts for
+# threads, which the other test processes need; it can only be told before its first computation. Benchmarks run
+# optimised ones.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1"
 )
 
 import chex
@@ -66,6 +69,13 @@ def not_rendered(monkeypatch):
         "mftadv.report.figure_files",
         lambda name, figure: [(f"{name}.{suffix}", b"") for suffix in ("png", "pdf", "svg")],
     )
+
+
+@pytest.fixture
+def optimised(monkeypatch):
+    """Programs of `monte_carlo`, sweeps and runs are optimised, where time goes into running and not into compiling."""
+    compiled, options = jax.stages.Lowered.compile, {"xla_backend_optimization_level": 1}
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda lowered: compiled(lowered, options))
 
 
 @pytest.fixture(autouse=True)

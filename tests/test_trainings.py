@@ -589,7 +589,7 @@ class Interrupt(Observer):
 @pytest.mark.usefixtures("not_rendered")
 @pytest.mark.slow
 def test_interrupted_it_goes_on_to_the_same_results(tmp_path, monkeypatch):
-    experiment, networks = dataclasses.replace(TRAIN, adversarial_weight=1.0), 4
+    experiment, networks = dataclasses.replace(TRAIN, adversarial_weight=1.0, depth=1), 4
     whole = run(experiment, tmp_path / "whole", Budget(networks))
     assert "fails" not in {each.verdict for each in find(whole.judged, "identity")}
     for after in (1, 2):

@@ -95,9 +95,9 @@ def test_against_the_weight_variance():
 @pytest.mark.parametrize("elapsed", [1e-6, 1e-9, 1e-18])
 def test_deep_networks(elapsed):
     """2 (lower^{-1/2} - 1) / (kappa T) and, linearised, ln(1 / lower) / (kappa T); at any depth within a second."""
-    before = time.perf_counter()
+    before = time.process_time()
     exact, linearised = (depth_of(1.0, elapsed, 0.5, 2, linearised=linear) for linear in (False, True))
-    assert time.perf_counter() - before < 1
+    assert time.process_time() - before < 1
     assert isinstance(exact, int)
     assert exact == pytest.approx(2 * (2**0.5 - 1) / elapsed, rel=1e-5)
     assert linearised == pytest.approx(math.log(2) / elapsed, rel=1e-12, abs=1)

@@ -59,7 +59,7 @@ def case(adversarial, standard_loss, p, q, output_dim, bias_variance, **changes)
     config = training.TrainingConfig(
         2, 1e-3, 0.4, p, q, standard_loss, adversarial, weight, attack=ATTACK, trained=trained, **changes
     )
-    return mf.NetworkSpec(5, output_dim, 8, 3, 1.8, bias_variance, 1.0, 0.1), config
+    return mf.NetworkSpec(5, output_dim, 8, 2, 1.8, bias_variance, 1.0, 0.1), config
 
 
 @pytest.mark.parametrize("which", CASES, ids=lambda which: "-".join(map(str, which)))
@@ -162,6 +162,7 @@ def branch_shares(key, spec, x, config):
     return {"right": measured - predicted, "wrong": measured - 1.05 * predicted, "predicted": predicted}
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.law
 @pytest.mark.parametrize(("block", "width", "depth"), [("residual", 160, 2), ("signed", 48, 4)])
 def test_the_mean_share_of_a_branch(block, width, depth):

@@ -100,20 +100,20 @@ def trained(spec, data, config, engine):
 
 
 @pytest.mark.parametrize(
-    ("block", "output_dim", "width", "bias_variance", "config"),
+    ("block", "output_dim", "width", "depth", "bias_variance", "config"),
     [
-        ("vanilla", 1, 100, 0.0, configuration(True, None)),  # of more dimensions than queries
-        ("signed", 3, 9, 0.3, configuration(False, "cross_entropy", "madry")),
+        ("vanilla", 1, 100, 1, 0.0, configuration(True, None)),  # of more dimensions than queries
+        ("signed", 3, 9, 2, 0.3, configuration(False, "cross_entropy", "madry")),
     ],
     ids=["paper-warm", "madry-signed-biases"],
 )
 @pytest.mark.slow
 def test_the_record_is_that_of_the_dense_network_it_turns_out_to_be(
-    block, output_dim, width, bias_variance, config, monkeypatch
+    block, output_dim, width, depth, bias_variance, config, monkeypatch
 ):
     """All entries of the matrices before the training follow from all products; trained densely they do the same."""
     with jax.enable_x64(True):
-        spec = mf.NetworkSpec(5, output_dim, width, 2, 1.5, bias_variance, 1.0, 0.1, block)
+        spec = mf.NetworkSpec(5, output_dim, width, depth, 1.5, bias_variance, 1.0, 0.1, block)
         rng = np.random.default_rng(1)
         data = jnp.asarray(rng.standard_normal((2, 5))), jnp.arange(2, dtype=jnp.int32)
         record, (embedding, readout, weights) = trained(spec, data, config, "matrix_free")
@@ -145,7 +145,7 @@ def test_the_record_is_that_of_the_dense_network_it_turns_out_to_be(
             np.testing.assert_allclose(record.norm_change, record.norm_change_predicted, rtol=1e-6)
 
 
-SPEC, NUM_NETWORKS = mf.NetworkSpec(6, 1, 16, 2, 2.0), 1500
+SPEC, NUM_NETWORKS = mf.NetworkSpec(6, 1, 16, 1, 2.0), 1500
 X = jnp.asarray(np.random.default_rng(2).standard_normal((1, 6)), jnp.float32)
 LAW = training.TrainingConfig(
     5, 0.02, 0.5, standard_loss=None, attack=mf.Attack((RandomStarts(2),), (PowerMethod(1),)), evaluate_every=5,

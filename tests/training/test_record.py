@@ -169,7 +169,7 @@ CASES = {
 def test_every_field(name):
     output_dim, block, loss, adversarial, p, trained = CASES[name]
     with jax.enable_x64(True):
-        spec = mf.NetworkSpec(5, output_dim, 8, 3, 0.9, 0.3, 1.0, 0.1, block)
+        spec = mf.NetworkSpec(5, output_dim, 8, 2, 0.9, 0.3, 1.0, 0.1, block)
         config = training.TrainingConfig(
             6, 0.2, EPS, p, 2, loss, adversarial, WEIGHT, evaluate_every=6, attack=CHEAP, trained=trained
         )

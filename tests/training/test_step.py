@@ -93,7 +93,7 @@ def by_hand(network, loss, optimizer, data, rows):
 def test_without_weight_of_the_adversary_it_is_a_loop_over_optax(x64, output_dim, block, loss, optimizer, adversarial):
     # adam of optax raises a float to an integer power
     with jax.enable_x64(x64), jax.numpy_dtype_promotion("standard" if optimizer == "adam" else "strict"):
-        spec = mf.NetworkSpec(5, output_dim, 8, 3, 0.8, 0.3, 1.0, 0.1, block)
+        spec = mf.NetworkSpec(5, output_dim, 8, 2, 0.8, 0.3, 1.0, 0.1, block)
         rate, make = 0.05, getattr(optax, optimizer)
         config = training.TrainingConfig(
             STEPS, rate, 0.4, standard_loss=loss, adversarial=adversarial, adversarial_weight=0.0, batch_size=BATCH,

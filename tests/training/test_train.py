@@ -13,7 +13,7 @@ from mftadv import training
 from mftadv.attack import PowerMethod, RandomStarts
 from tests.training.attacks import CHEAP
 
-SPEC = mf.NetworkSpec(5, 3, 8, 2, 1.8, 0.3)
+SPEC = mf.NetworkSpec(5, 3, 8, 1, 1.8, 0.3)
 X = jax.random.normal(jax.random.key(0), (7, 5))
 DATA = X, jnp.arange(7, dtype=jnp.int32) % 3
 KEYS = jax.random.split(jax.random.key(1), 3)
@@ -120,7 +120,7 @@ def test_a_network_that_blows_up_stops_alone():
     rates, key = jnp.array([0.1, 1e30, 100.0]), KEYS[0]
 
     def run(rate):
-        return training.train(key, SPEC, DATA, dataclasses.replace(config, learning_rate=rate))
+        return training.train(key, SPEC.replace(depth=2), DATA, dataclasses.replace(config, learning_rate=rate))
 
     records = jax.jit(jax.vmap(run))(rates)
     chex.assert_tree_all_finite(records.network)

@@ -68,6 +68,7 @@ def networks_for(spec, norms, error=0.01):
     return math.ceil(variance / error**2)
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.law
 @pytest.mark.parametrize(("block", "depth", "norms"), [("vanilla", 2, ("1", "2", "inf")), ("signed", 5, ("inf",))])
 def test_the_slope_of_one_step(block, depth, norms):
