@@ -26,7 +26,7 @@ TINY = {
     "bounds": {"width": 4, "depth": 1, "p": (1.0,), "q": (2.0,), "eps": (0.1,), "dims": (3, 30), "outputs": (4, 16),
                "input_dim": 3, "attack": "frugal"},
     "width": {"widths": (30,), "depth": 1},
-    "train": {"width": 4, "depth": 1, "inputs": 2, "input_dim": 3, "steps": 2, "evaluations": 2},
+    "train": {"width": 4, "depth": 1, "inputs": 2, "input_dim": 3, "steps": 2, "evaluations": 2, "learning_rate": 0.3},
     "training-law": {"widths": (4, 5, 6), "input_dim": 3},
     "trainability": {"depths": (1, 2), "values": (4.0, 5.0), "inputs": 20, "evaluated": 20, "batch": 5, "steps": 1},
     "capacity": {"widths": (4, 5), "depth": 1, "inputs": 2, "input_dim": 3, "steps": 2, "evaluations": 2},
