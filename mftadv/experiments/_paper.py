@@ -9,6 +9,7 @@ from mftadv.experiments.capacity import Capacity
 from mftadv.experiments.finite_width import FiniteWidth
 from mftadv.experiments.jacobian_law import JacobianLaw
 from mftadv.experiments.loss_bounds import LossBounds
+from mftadv.experiments.supremum import Supremum
 from mftadv.experiments.train import Train
 from mftadv.experiments.trainability import Trainability
 from mftadv.experiments.training_law import TrainingLaw
@@ -97,6 +98,10 @@ RUNS: dict[str, dict[str, tuple[Experiment, int | None]]] = {
             ),
             256,
         ),
+    },
+    "supremum": {
+        "quick": (Supremum(), None),
+        "full": (Supremum(dims=(16, 64, 256, 1024), depth=3, starts=16, steps=200), None),
     },
     "width": {
         "quick": (FiniteWidth(widths=(1000, 1_000_000), depth=3), None),
@@ -279,6 +284,17 @@ CLAIMS = (
         (*_parts("bounds", "loss_published"), *_parts("law", "norm_published")),
         ("bounds", "loss"),
         "The (inf, 2) coefficient sqrt(2 ln K / d) is no norm at all: it is 0 at K = 1.",
+        ours=True,
+    ),
+    PaperClaim(
+        "supremum",
+        "The bound is about a typical input. The largest norm of J over all inputs behaves like |g|_2 for p < 2, g [d] "
+        "standard normal, and exceeds the typical one, like |g|_{p*}, by a factor that grows with d; for p >= 2 by a "
+        "constant one (Dirksen et al., arXiv 2506.19695).",
+        _parts("supremum", "order", "order_typical"),
+        ("supremum", "supremum"),
+        "A search finds the supremum from below: the factor may be larger than what was found. That the supremum goes "
+        "as the typical norm at p = 1 fails, as predicted.",
         ours=True,
     ),
     PaperClaim(
