@@ -25,6 +25,7 @@ TINY = {
     "residual": {"width": 4, "depth": 1, "output_dim": 1, "data": "gaussian", "input_dim": 3},
     "bounds": {"width": 4, "depth": 1, "p": (1.0,), "q": (2.0,), "eps": (0.1,), "dims": (3, 30), "outputs": (4, 16),
                "input_dim": 3, "attack": "frugal"},
+    "supremum": {"dims": (2, 3)},
     "width": {"widths": (30,), "depth": 1},
     "train": {"width": 4, "depth": 1, "inputs": 2, "input_dim": 3, "steps": 2, "evaluations": 2, "learning_rate": 0.3},
     "training-law": {"widths": (4, 5, 6), "input_dim": 3},
