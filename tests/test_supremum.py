@@ -85,6 +85,7 @@ def verdicts(powers):
     }
 
 
+@pytest.mark.slow
 def test_the_powers_that_are_claimed():
     over = np.log(mean_norm(16, 2.0) / mean_norm(4, 2.0) * mean_norm(4, 1.0) / mean_norm(16, 1.0)) / np.log(4)
     assert 0.2 < over < 0.35  # of |g|_2 over |g|_inf

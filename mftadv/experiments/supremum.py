@@ -223,19 +223,16 @@ def _figure(title: str, rows: Sequence[Mapping[str, float]]):
         if p < 2:
             growth = np.array([mean_norm(int(each), 2.0) / mean_norm(int(each), p) for each in d])
             growth *= own[0]["ratio"] / growth[0]
-            right.plot(
-                d,
-                growth,
-                "--",
-                color=colour,
-                lw=1.2,
-                label=f"in proportion to $|g|_2/|g|_{{{exponent(dual_exponent(p))}}}$",
-            )
+            norm = r"\infty" if p == 1 else exponent(dual_exponent(p))
+            label = rf"in proportion to $|g|_2\,/\,|g|_{{{norm}}}$"
+            right.plot(d, growth, "--", color=colour, lw=1.2, label=label)
     ticks = sorted({row["d"] for row in rows})
     for axes, name in ((left, r"$|J|_{p\to q}$, one output (lines: theory)"), (right, "supremum over typical")):
         axes.set(xscale="log", yscale="log", xlabel="input dimension $d$", ylabel=name)
         axes.set_xticks(ticks, ticks, minor=False)
         axes.xaxis.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(color=GREY, alpha=0.15, lw=0.6)
         axes.legend(frameon=False, fontsize=7.5)
+    right.yaxis.set_minor_formatter("{x:g}")
     return figure
