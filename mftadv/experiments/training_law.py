@@ -294,7 +294,7 @@ class TrainingLaw(Experiment):
             horizon = float(theory.validity_horizon(cell.spec, cell.operands[2].eps, norm, inputs, FRACTION))
         times = curves.tau * inputs * start["time"]
         seen = shortfall(times, curves.change, curves.loss[:, 0], cell.spec.width, horizon)
-        return within("horizon", FRACTION, FRACTION, seen, cell, id="horizon", note="; ".join(curves.told))
+        return within("shortfall", FRACTION, FRACTION, seen, cell, id="horizon", note="; ".join(curves.told))
 
     def _of_variance(self, cell: Cell, curves: Curves) -> list[Claim]:
         """The fall of the variance, beside a standard loss at each quarter of the time, else at its end."""
