@@ -111,6 +111,22 @@ def test_the_rate_has_the_factor_of_alignment(factor, verdict):
     assert narrow["rate"] == pytest.approx(narrow["alignment"] * narrow["unaligned_rate"])
 
 
+@pytest.mark.parametrize(
+    ("late", "above", "below"),
+    [(0.1, "holds", "holds"), (0.126, "fails", "holds"), (0.074, "holds", "fails")],
+)
+def test_at_its_horizon_the_closed_form_overstates_the_fall_by_a_tenth(late, above, below):
+    def change(cell, curves):
+        norm, eps = math.sqrt(10), 0.3 * math.sqrt(10)
+        times = curves.tau * LAW.predict(cell)["time"] / float(mf.theory.validity_horizon(cell.spec, eps, norm))
+        horizon = curves.tau[1] * LAW.predict(cell)["time"] / times[1]
+        return -2 / cell.spec.width * curves.loss_band[:, 0].mean() * times * horizon * (1 - late * times)
+
+    judged = judge(LAW.claims(following(LAW, change=change)))
+    assert set(verdicts(judged, "horizon", side="above")) == {above}
+    assert set(verdicts(judged, "horizon", side="below")) == {below}
+
+
 @pytest.mark.parametrize(("power", "verdict"), [(-2.0, "holds"), (-2.2, "fails"), (-1.8, "fails")])
 def test_the_fall_of_the_variance_is_a_power_of_the_width(power, verdict):
     def change(cell, curves):

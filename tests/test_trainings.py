@@ -148,6 +148,43 @@ def test_the_closed_form_is_that_of_the_theory_with_eps_times_lambda(factor, err
     np.testing.assert_allclose(line.get_xdata(), [0.0, 0.03, 0.06])
 
 
+def flow(layers, late=0.1, steps_to_horizon=45):
+    """Networks under the theory of the start, and a record in which layers fall by so much of it, and ever less."""
+    experiment = dataclasses.replace(TRAIN, p=2, adversarial_weight=1.0, width=400)
+    with jax.enable_x64(True):
+        norm = np.sqrt(np.mean(np.sum(experiment.points.values**2, axis=1)))
+        horizon = float(theory.validity_horizon(experiment.spec, 0.5, norm, 4))
+    experiment = dataclasses.replace(experiment, learning_rate=horizon / steps_to_horizon)
+    scale, times = np.sqrt(1 + 0.5 * np.resize([-1.0, 1.0], 40)), experiment.times
+    mean = 0.5 * theory.operator_norm_coefficient(2, 2, 4, 1, "sharp") * (1 - 1 / 1600) * (1 - 5 / 3200) ** 2
+    loss = mean * scale / scale.mean()
+    change = -2 * loss[:, None] * times * (1 - late * times / horizon)
+    record = {"jacobian": np.repeat(scale[:, None] ** 2, 3, 1), "adversarial_loss": np.repeat(loss[:, None], 3, 1)}
+    return experiment, made(experiment, [{**record, "norm_change": change[..., None] * np.array(layers)}])
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "holds"), (1.05, "fails"), (0.95, "fails")])
+@pytest.mark.slow
+def test_the_first_steps_lower_each_layer_by_the_rate_of_the_sharp_coefficient(factor, verdict):
+    experiment, data = flow((1.0, factor))
+    judged = judge(experiment.claims(data))
+    assert [each.verdict for each in find(judged, "slope")] == ["holds", verdict]
+    # the scale of |J|, 25% to both sides, is not in the error
+    assert all(each.claim.standard_error < 0.01 * abs(each.claim.theory) for each in find(judged, "slope"))
+    for changed in ({"standard_loss": "squared", "data": "digits"}, {"p": 1}, {"block": "signed"}):
+        other = dataclasses.replace(experiment, **changed)
+        assert not find(judge(other.claims(made(other, [{"jacobian": np.ones((9, 3))}]))), "slope")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("late", "verdict"), [(0.01, "holds"), (0.0999, "holds"), (0.106, "fails")])
+def test_up_to_its_horizon_the_closed_form_is_off_by_a_tenth_at_most(late, verdict):
+    experiment, data = flow((1.0, 1.0), late, 4)
+    assert verdicts(experiment, data, "horizon") == [verdict]
+    for steps, claimed in ((7, False), (2, False), (4, True)):
+        assert bool(verdicts(*flow((1.0, 1.0), late, steps), "horizon")) == claimed
+
+
 @pytest.mark.slow
 def test_the_figure_has_the_band_of_theory_where_that_is_derived():
     experiment = dataclasses.replace(TRAIN, p=2, adversarial_weight=1.0, inputs=2, learning_rate=1e-3)

@@ -7,12 +7,13 @@ from mftadv.experiments.capacity import Capacity
 from mftadv.experiments.finite_width import FiniteWidth
 from mftadv.experiments.jacobian_law import JacobianLaw
 from mftadv.experiments.loss_bounds import LossBounds
+from mftadv.experiments.supremum import Supremum
 from mftadv.experiments.sweep_file import SweepFile
 from mftadv.experiments.train import Train
 from mftadv.experiments.trainability import Trainability
 from mftadv.experiments.training_law import TrainingLaw
 
-_KINDS = (JacobianLaw, LossBounds, FiniteWidth, Train, TrainingLaw, Trainability, Capacity)
+_KINDS = (JacobianLaw, LossBounds, Supremum, FiniteWidth, Train, TrainingLaw, Trainability, Capacity)
 EXPERIMENTS = {kind.name: kind for kind in _KINDS}
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "LossBounds",
     "Reproduction",
     "Result",
+    "Supremum",
     "SweepFile",
     "Train",
     "Trainability",

@@ -235,6 +235,14 @@ def estimate(values: np.ndarray) -> Estimate:
     return Estimate(float(mean), float(error), max(1, len(values) - 1))
 
 
+def less_scale(values: np.ndarray, record: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Values [n] in proportion to |J| of their networks at the start, less what chance in |J|^2 adds to each.
+
+    The mean stays: E |J|_F^2 is K omega_0^L exactly, at every width, in vanilla and signed networks.
+    """
+    return values - np.mean(values) * (record["jacobian"][:, 0] - 1) / 2
+
+
 def predict_from(
     x: np.ndarray, f0: np.ndarray, loss: float, *, spec: NetworkSpec, eps: float, horizon: float, **options: Any
 ) -> theory.TrainingPrediction:

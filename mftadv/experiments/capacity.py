@@ -9,7 +9,14 @@ import numpy as np
 from mftadv import report
 from mftadv.compare import Claim, Judgement
 from mftadv.experiments import _training_figures
-from mftadv.experiments._trainings import OfTrainings, estimate, mean_and_error, relative_fisher_rao, running
+from mftadv.experiments._trainings import (
+    OfTrainings,
+    estimate,
+    less_scale,
+    mean_and_error,
+    relative_fisher_rao,
+    running,
+)
 from mftadv.spec import check_positive
 from mftadv.statistics import Estimate
 from mftadv.sweep import Cell
@@ -82,6 +89,8 @@ class Capacity(OfTrainings):
             widths = np.array([float(self.cells()[i].coords["width"]) for i in own])
             records = [running(data, i)[0] for i in own]
             omega = [1 - record["propagation"][:, 1] / record["propagation"][:, 0] for record in records]
+            if self.standard_loss == "none" and self.block != "residual":  # the fall is then in proportion to L_adv
+                omega = [less_scale(fall, record) for fall, record in zip(omega, records, strict=True)]
             found[way] = {"propagation": fit(widths, omega), "capacity": fit(widths, [fall(r) for r in records])}
         return found
 

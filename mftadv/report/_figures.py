@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from mftadv.report._svg import compact
+
 GREY, BLUE, RED, ORANGE = "#555555", "#3b6ea8", "#c0392b", "#d98c21"
 
-_PATH, _DIGITS = re.compile(rb'\bd="[^"]*"'), re.compile(rb"(\.\d\d)\d+")
 _DESCRIPTION = re.compile(r"<dc:description>(.*?)</dc:description>", re.DOTALL)
 
 
@@ -35,10 +36,7 @@ def figure_files(name: str, figure: Any) -> Iterator[tuple[str, bytes]]:
         for suffix, words in metadata.items():
             file = io.BytesIO()
             figure.savefig(file, format=suffix, dpi=130, metadata=words)
-            content = file.getvalue()
-            if suffix == "svg":  # a hundredth of a point is fine enough
-                content = _PATH.sub(lambda path: _DIGITS.sub(rb"\1", path[0]), content)
-            yield f"{name}.{suffix}", content
+            yield f"{name}.{suffix}", compact(file.getvalue()) if suffix == "svg" else file.getvalue()
             figure.set_layout_engine("none")  # it stays as it was laid out
 
 
