@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
-from scipy.interpolate import PchipInterpolator
+import scipy
 
 from mftadv import report, statistics, theory, training
 from mftadv.attack import Attack, RandomStarts, SteepestAscent
@@ -205,7 +205,7 @@ class TrainingLaw(Experiment):
         found = [predict_from(self.points.values, *each, **options) for each in starts]
         given = np.full_like(loss, math.nan)
         if self.standard_loss != "none":
-            measured = [PchipInterpolator(tau * time, each) for each in loss]
+            measured = [scipy.interpolate.PchipInterpolator(tau * time, each) for each in loss]
             pairs = zip(outputs, measured, strict=True)
             of = [
                 theory.predict_training(self.points.values, f0, adversarial_loss=each, **options) for f0, each in pairs
