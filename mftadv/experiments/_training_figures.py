@@ -243,7 +243,7 @@ def capacity(title: str, times: np.ndarray, curves: Sequence[tuple[str, int, np.
     axes = panels[-1]
     for (name, widths, fit), colour in zip(fits, _COLOURS, strict=False):
         axes.errorbar(widths, np.abs(fit.falls), 2 * fit.errors, fmt="o", color=colour, ms=4, capsize=2)
-        label = f"{name}: $N^{{{fit.exponent:.2f} \\pm {fit.error:.2f}}}$"
+        label = f"{name}: $N^{{{fit.exponent:.3g} \\pm {fit.error:.1g}}}$"
         axes.plot(widths, fit.curve, color=colour, lw=1.2, label=label)
     scale = "log" if any(np.any(np.abs(fit.falls) > 0) for _, _, fit in fits) else "linear"
     axes.set(xscale="log", yscale=scale, xlabel="width $N$", ylabel="relative change at the first evaluation")
