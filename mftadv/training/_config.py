@@ -66,10 +66,10 @@ class TrainingConfig:
         evaluate_every: steps between two evaluations; None for a tenth of all. Training is computed in segments of so
             many steps.
         attack: a name or an `Attack`, see `mftadv.adversarial_loss`. "fast" is 6 evaluations of the function.
-        warm_start: whether the perturbations climb along with the training, for which one evaluation of f and its
-            gradient a step suffices: a step trains at the worst of those that the last step left, and replaces each by
-            the best response to its gradient (`PowerMethod`). The attack finds those of the first step, one from each
-            of its starts, and those of the record. Only without batches.
+        warm_start: whether each step of descent is one step of ascent of the perturbations, too, for which one
+            evaluation of f and its gradient suffices: it trains at the worst of those that the last step left, and
+            replaces each by the best response to its gradient (`PowerMethod`). The attack finds those of the first
+            step, one from each of its starts, and those of the record. Only without batches.
         optimizer: a function of the learning rate to an optax `GradientTransformation`, such as `optax.adam`; None for
             plain gradient descent, which theory is about.
         trained: which parts change: "weights" W_l and "biases" b_l in the paper, "readout" P_out as well on demand.

@@ -35,7 +35,7 @@ class State(NamedTuple):
             then on the parameters do not change; -1 while there was none.
         norm_change: |W_l|_F^2 - |W_l(0)|_F^2 for each layer, summed step by step.
         norm_change_predicted: the same by the exact identity, see `step`.
-        perturbations: where the adversary is that climbs along with the training; None without `warm_start`.
+        perturbations: those at which the next step trains, and from which they ascend; None without `warm_start`.
     """
 
     network: Network
@@ -139,7 +139,7 @@ def step(
         network = network if changed is None else changed.network
         gradient, network = gradient_at(network, base, changed, targets, config)
     else:
-        gradient, perturbations, network = _climb(state.network, x, state.perturbations, targets, config)
+        gradient, perturbations, network = _at_worst(state.network, x, state.perturbations, targets, config)
     moved, optimizer, changes, sizes = _descend(network, gradient, state.optimizer, config)
     running = (state.stopped < 0) & jnp.isfinite(gradient.loss) & jnp.all(jnp.isfinite(changes))
 
@@ -227,7 +227,7 @@ def gradient_at(
     return Gradient(weights, biases, (slopes[0], base.hidden[-1]), loss, homogeneous), network
 
 
-def _climb(
+def _at_worst(
     network: Network, x: Array, eta: Float[Array, "n R d"], targets: Array | None, config: TrainingConfig
 ) -> tuple[Gradient, Float[Array, "n R d"], Network]:
     """The gradient of the training loss at the worst of some perturbations, and where one step of ascent leads each.
@@ -235,7 +235,8 @@ def _climb(
     Each matrix is queried twice, forward for the inputs and all their perturbations, and back for both gradients.
     """
     base, moved = forward_pair(network, x, eta)
-    objective = Objective(config.q, _attacked_loss(config), None if config.adversarial == "paper" else targets)
+    attacked_loss = _attacked_loss(config)
+    objective = Objective(config.q, attacked_loss, None if attacked_loss is None else targets)
     size = jnp.full((len(x), 1), config.eps, x.dtype)
     problem = Problem(network, base, None, x.shape[-1], size, config.p, objective, (None, None))
     cotangents = problem.cotangent(moved.output)

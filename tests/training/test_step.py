@@ -155,8 +155,8 @@ def test_no_perturbation_adds_nothing_to_the_gradient():
 
 
 @jax.jit
-def climbed(network, x, target, config, eta):
-    """The parameters and perturbations after a step of perturbations that climb along, by derivatives of JAX."""
+def ascended(network, x, target, config, eta):
+    """The parameters and perturbations after a step of both, by derivatives of JAX."""
 
     def objective(network, x, target, eta):
         before, after = mf.apply(network, x), mf.apply(network, x + eta)
@@ -180,7 +180,7 @@ def climbed(network, x, target, config, eta):
 
 @pytest.mark.parametrize("adversarial", ["paper", "madry"])
 @pytest.mark.slow
-def test_perturbations_climb_along_with_the_training(adversarial):
+def test_perturbations_ascend_with_every_step_of_training(adversarial):
     with jax.enable_x64(True):
         spec = mf.NetworkSpec(5, 3, 8, 2, 1.8, 0.3, 1.0, 0.1, "signed")
         config = training.TrainingConfig(
@@ -194,7 +194,7 @@ def test_perturbations_climb_along_with_the_training(adversarial):
         step = jax.jit(lambda state: training.step(KEY, state, (x, y), config))
         for _ in range(config.steps):
             with jax.numpy_rank_promotion("allow"):
-                params, eta = climbed(state.network, x, jax.nn.one_hot(y, 3, dtype=x.dtype), config, eta)
+                params, eta = ascended(state.network, x, jax.nn.one_hot(y, 3, dtype=x.dtype), config, eta)
             state = step(state)
             chex.assert_trees_all_close(state.network.params, params, rtol=1e-11, atol=1e-12)
             np.testing.assert_allclose(state.perturbations, eta, rtol=1e-9, atol=1e-11)
