@@ -18,10 +18,10 @@ from mftadv.theory._laws import (
     branch_share,
     check_size,
     compiled,
+    gram_spread,
     leaves,
     propagation_factor,
     scaled_power,
-    slope_moment,
 )
 
 
@@ -141,13 +141,10 @@ def flip_counts(spec: NetworkSpec) -> Array:
 @compiled()
 def alignment_factor(spec: NetworkSpec) -> Scalar:
     """How much faster the worst perturbation decays than one that does not know the weights."""
-    counts, share = flip_counts(spec), branch_share(spec)
-    below = jnp.arange(float(spec.depth)).reshape(-1, *[1] * jnp.ndim(share))
-    spread = 2 * share * (1 - share) + slope_moment(spec, 2) * share**2
-    return jnp.sum(
-        counts / jnp.sum(counts, axis=0) * jnp.sqrt(1 + spec.input_dim / float(spec.width) * (2 + spread * below)),
-        axis=0,
-    )
+    counts, spread = flip_counts(spec), gram_spread(spec)
+    below = jnp.arange(float(spec.depth)).reshape(-1, *[1] * jnp.ndim(spread))
+    excess = spec.input_dim / float(spec.width) * (2 + spread * below)
+    return jnp.sum(counts / jnp.sum(counts, axis=0) * jnp.sqrt(1 + excess), axis=0)
 
 
 def adversarial_loss_decay_rate(spec: NetworkSpec, eps: ArrayLike, input_norm: ArrayLike) -> Scalar:
@@ -243,7 +240,7 @@ def kernel_regime(spec: NetworkSpec, theta: float) -> KernelRegime:
         (lambda, n / d, delta, alignment factor of `adversarial_rate`), in float64 on the host.
 
     Raises:
-        ValueError: as for `adversarial_loss_decay_rate`; u = v, where no gate flips.
+        ValueError: as for `adversarial_loss_decay_rate`; u = v, where no gate flips; "signed" of s = 0.
 
     Warns:
         UserWarning: one of the three conditions fails.
@@ -260,6 +257,10 @@ def kernel_regime(spec: NetworkSpec, theta: float) -> KernelRegime:
     square = u**2 + v**2
     with jax.enable_x64(True):
         alignment, r, counts = float(alignment_factor(spec)), float(branch_share(spec)), np.asarray(flip_counts(spec))
+    if r == 0:
+        raise ValueError(
+            f"weight_variance: expected s > 0 (nothing runs through a branch else), got {spec.weight_variance!r}"
+        )
     mean_count = np.sum(counts**2) / np.sum(counts) ** 2
     shift = math.pi * math.sqrt(square / 2 * d / N / r) * float(mean_count) / (theta * abs(u - v))
     found = KernelRegime(shift, N * theta / math.pi / d, r * L * theta * (u - v) ** 2 / (math.pi * square), alignment)

@@ -127,6 +127,12 @@ def slope_moment(spec: NetworkSpec, order: int) -> Scalar:
     return _slope_moment(u, v, order)
 
 
+def gram_spread(spec: NetworkSpec) -> Scalar:
+    """The variance that a layer adds to the Gram matrix of J off its diagonal, times N: 2 r (1 - r) + m r^2."""
+    share = branch_share(spec)
+    return 2 * share * (1 - share) + slope_moment(spec, 2) * share**2
+
+
 def stand_in(spec: NetworkSpec) -> NetworkSpec:
     """The same law, or its "signed" stand-in for "residual", of which no law of fourth moments is known."""
     return spec.replace(block="signed") if spec.block == "residual" else spec

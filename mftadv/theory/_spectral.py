@@ -5,7 +5,7 @@ import numpy as np
 
 from mftadv.spec import NetworkSpec
 from mftadv.theory._coefficients import operator_norm_coefficient
-from mftadv.theory._laws import branch_share, log_propagation_factor, slope_moment
+from mftadv.theory._laws import branch_share, gram_spread, log_propagation_factor, slope_moment
 
 
 def spectral_norm_mean(spec: NetworkSpec) -> float:
@@ -38,8 +38,9 @@ def spectral_norm_mean(spec: NetworkSpec) -> float:
         raise ValueError("block: expected vanilla or signed (no finite-width law is known elsewhere), got 'residual'")
     N, L, d, K = float(spec.width), spec.depth, spec.input_dim, spec.output_dim
     with jax.enable_x64(True):
-        m, r, log_omega = (float(x) for x in (slope_moment(spec, 2), branch_share(spec), log_propagation_factor(spec)))
-    alike = 1 / (1 / d + (1 + L * (2 * r * (1 - r) + m * r**2)) / N)
+        laws = slope_moment(spec, 2), branch_share(spec), gram_spread(spec), log_propagation_factor(spec)
+        m, r, spread, log_omega = map(float, laws)
+    alike = 1 / (1 / d + (1 + L * spread) / N)
     if alike < 1:
         raise ValueError(f"width: expected N well above (2 L + 1), where the expansion in 1/N holds, got {spec.width}")
     below = int(alike)

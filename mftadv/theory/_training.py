@@ -62,9 +62,9 @@ def predict_training(
 
     Source: ours, in the limit of `training_curve` and for inputs of nearly orthogonal kernels, so that each L_perp
     falls as if B t* were its own time; the equation of s is the identity of `variance_from_losses`. l is taken at
-    theta_b of two digits. At width 400 and L = 2 s was seen to fall by a quarter more than for
-    the rough start, since L_adv falls more slowly than l, and by 4% more with the measured L_adv in its place. See
-    `kernel_regime` for what the limit needs.
+    theta_b of two digits. At width 400 and L = 2 s was seen to fall by a quarter more than for the rough start, since
+    L_adv falls more slowly than l, and by 4% more with the measured L_adv in its place. See `kernel_regime` for what
+    the limit needs.
     """
     check_kernel_law(spec, variance=True)
     for name, value in (("eps", eps), ("horizon", horizon)):
@@ -91,28 +91,10 @@ def predict_training(
         gain = float(alpha(spec)) * float(propagation_factor(spec)) ** (spec.depth - 1)
     scale = spec.width / spec.input_dim * gain
     kernel = scale * norms[:, None] * norms * (spec.depth - defect)
-    across = rate * time
-    if adversarial_loss is not None and not callable(adversarial_loss):
-        known = np.broadcast_to(np.asarray(adversarial_loss, np.float64), (B,))
-        if not np.all(known > theta * np.abs(start)):
-            raise ValueError(f"adversarial_loss: expected more than theta |f0|, got {adversarial_loss!r}")
-        across = np.sqrt(known**2 - (theta * start) ** 2)
-    longest = 8 * B * float(np.min(across / rate))
-    if horizon > longest and not callable(adversarial_loss):
-        raise ValueError(f"horizon: expected at most 8 B t* = {longest:.4g}, got {horizon!r}")
     times = np.linspace(0, horizon, num_times)
 
-    def band(roughness: bool):
-        laws = (spec.depth, float(spec.positive_slope), float(spec.negative_slope))
-        # curves are solved one by one, for each angle there is
-        angles = [] if callable(adversarial_loss) else [float(f"{angle:.2g}") for angle in theta]
-        curves = [training_curve(laws[0], angle, *laws[1:], roughness=roughness) for angle in angles]
-
-        def loss(t, f):
-            if callable(adversarial_loss):
-                return np.broadcast_to(np.asarray(adversarial_loss(t), np.float64), (B,))
-            fall = [curve(t / B * r / a) for curve, r, a in zip(curves, rate, across, strict=True)]
-            return np.hypot(across * fall, theta * f)
+    def solved(loss: Callable[[float, np.ndarray], np.ndarray]):
+        """f, L_adv and s at all times, where L_adv is a function of t and f."""
 
         def flow(t, state):
             f = state[:-1]
@@ -120,14 +102,36 @@ def predict_training(
             moved = kernel @ (slope + theta**2 * f / present) / B
             return np.append(-moved, np.mean(f * slope + present) / horizon)
 
-        first = np.append(start, 0.0)
-        solved = scipy.integrate.solve_ivp(
-            flow, (0, horizon), first, "LSODA", times, rtol=1e-7, atol=1e-8 * float(np.max(across))
-        )
-        if not solved.success:
-            raise ValueError(f"dloss, horizon: the equation could not be solved: {solved.message}")
-        f = solved.y[:-1].T
+        first, least = np.append(start, 0.0), 1e-8 * float(np.max(across))
+        solution = scipy.integrate.solve_ivp(flow, (0, horizon), first, "LSODA", times, rtol=1e-7, atol=least)
+        if not solution.success:
+            raise ValueError(f"dloss, horizon: the equation could not be solved: {solution.message}")
+        f = solution.y[:-1].T
         losses = np.array([loss(t, row) for t, row in zip(times, f, strict=True)])
-        return f, losses, float(spec.weight_variance) - 2 / spec.width * horizon * solved.y[-1]
+        return f, losses, float(spec.weight_variance) - 2 / spec.width * horizon * solution.y[-1]
 
-    return TrainingPrediction(times, *(np.stack(pair) for pair in zip(*map(band, (False, True)), strict=True)))
+    across = rate * time
+    if callable(adversarial_loss):
+        known = solved(lambda t, _: np.broadcast_to(np.asarray(adversarial_loss(t), np.float64), (B,)))
+        return TrainingPrediction(times, *(np.stack([each, each]) for each in known))
+    if adversarial_loss is not None:
+        known = np.broadcast_to(np.asarray(adversarial_loss, np.float64), (B,))
+        if not np.all(known > theta * np.abs(start)):
+            raise ValueError(f"adversarial_loss: expected more than theta |f0|, got {adversarial_loss!r}")
+        across = np.sqrt(known**2 - (theta * start) ** 2)
+    longest = 8 * B * float(np.min(across / rate))
+    if horizon > longest:
+        raise ValueError(f"horizon: expected at most 8 B t* = {longest:.4g}, got {horizon!r}")
+
+    def by_curve(roughness: bool):
+        laws = (spec.depth, float(spec.positive_slope), float(spec.negative_slope))
+        angles = [float(f"{angle:.2g}") for angle in theta]  # curves are solved one by one, for each angle there is
+        curves = [training_curve(laws[0], angle, *laws[1:], roughness=roughness) for angle in angles]
+
+        def loss(t, f):
+            fall = [curve(t / B * r / a) for curve, r, a in zip(curves, rate, across, strict=True)]
+            return np.hypot(across * fall, theta * f)
+
+        return solved(loss)
+
+    return TrainingPrediction(times, *(np.stack(pair) for pair in zip(*map(by_curve, (False, True)), strict=True)))

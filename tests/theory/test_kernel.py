@@ -174,6 +174,7 @@ def test_kernel_regime():
         ({}, 0.0, "theta: expected a finite number > 0, got 0.0"),
         ({"negative_slope": 1.0}, 0.1, "positive_slope, negative_slope: expected two values"),
         ({"bias_variance": 0.1}, 0.1, "bias_variance: expected 0, got 0.1"),
+        ({"block": "signed", "weight_variance": 0.0}, 0.1, "weight_variance: expected s > 0 .*, got 0.0"),
     ):
         with pytest.raises(ValueError, match=text):
             kernel_regime(spec.replace(**changes), theta)
