@@ -8,11 +8,11 @@ import numpy as np
 
 from mftadv import statistics
 from mftadv.compare import Claim
+from mftadv.experiments._trainings import ratio
 from mftadv.statistics import Estimate
 from mftadv.sweep import Cell
 
 _GATE_SHIFT, _GATES = 0.5, 30  # where the kernel regime is taken to hold
-FRACTION = 0.1  # by which the closed form is off at its validity horizon
 # allowances
 SHARES = {"slope": 0.1, "alignment": 0.1, "curve": 0.05, "variance": 0.15, "variance_given": 0.15, "horizon": 0.2}
 
@@ -56,26 +56,6 @@ def at_cell(cell: Cell) -> str:
     return f"L={cell.coords['depth']} {cell.coords['angle']:g} N={cell.coords['width']}"
 
 
-def plain(estimate: Estimate) -> Estimate:
-    """By plain Student's t: a few networks tell nothing of the skewness."""
-    return dataclasses.replace(estimate, skewness=0.0, skewness_error=0.0)
-
-
-def shortfall(times: np.ndarray, change: np.ndarray, loss: np.ndarray, width: int, time: float) -> Estimate:
-    """By what part the change of s up to a time falls short of its rate at the start, -(2/N) L_adv, kept up till then.
-
-    Args:
-        times: [S], from 0 on.
-        change: s(t) - s(0), [n, S].
-        loss: L_adv(0), [n].
-        width: N.
-        time: between the second time and the last.
-    """
-    start = -2 / width * loss
-    missing = start[:, None] - change[:, 1:] / times[1:]
-    return plain(statistics.ratio_estimate(np.array([np.interp(time, times[1:], row) for row in missing]), start))
-
-
 def within(
     text: str, low: float, high: float, estimate: Estimate, cell: Cell, *, id: str, note: str, **coords: Any
 ) -> list[Claim]:
@@ -96,7 +76,7 @@ def between(
     of = {"kind": "at_most", "allowance": SHARES[id], "reason": "the theory is a limit", "id": id, "note": note}
     return [
         Claim.of(
-            f"{text} {sign} {at_cell(cell)}", 1.0, plain(statistics.ratio_estimate(*pair)),
+            f"{text} {sign} {at_cell(cell)}", 1.0, ratio(*pair),
             coords={**cell.coords, **coords, "side": side}, **of,
         )
         for sign, side, pair in (("<", "above", (measured, high)), (">", "below", (low, measured)))

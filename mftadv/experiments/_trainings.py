@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mftadv import theory, training
+from mftadv import statistics, theory, training
 from mftadv.data import Inputs
 from mftadv.experiments._experiment import Experiment
 from mftadv.experiments._networks import chosen_inputs
@@ -21,6 +21,7 @@ from mftadv.training import TrainingConfig
 
 _LAYERED = ("weight_variance", "propagation_factor", "gradient_norm", "gates_flipped", "norm_change")
 _LAYERED += ("norm_change_predicted",)
+FRACTION = 0.1  # by which the closed form is off at its validity horizon
 AXES: Mapping[str, tuple[str, ...]] = {
     name: ("evaluation", "layer") if name in _LAYERED else ("evaluation",)
     for name in training.TrainingRecord._fields
@@ -233,6 +234,26 @@ def estimate(values: np.ndarray) -> Estimate:
     """The mean over networks as an estimate by plain Student's t: a few networks tell nothing of its skewness."""
     mean, error = mean_and_error(np.asarray(values, np.float64))
     return Estimate(float(mean), float(error), max(1, len(values) - 1))
+
+
+def ratio(numerators: np.ndarray, denominators: np.ndarray) -> Estimate:
+    """The ratio of two means over the same networks as an estimate, as `estimate` has a mean."""
+    return dataclasses.replace(statistics.ratio_estimate(numerators, denominators), skewness=0.0, skewness_error=0.0)
+
+
+def shortfall(times: np.ndarray, change: np.ndarray, loss: np.ndarray, width: int, time: float) -> Estimate:
+    """By what part the change of s up to a time falls short of its rate at the start, -(2/N) L_adv, times that time.
+
+    Args:
+        times: [S], from 0 on.
+        change: s(t) - s(0), [n, S].
+        loss: L_adv(0), [n].
+        width: N.
+        time: between the second time and the last.
+    """
+    start = -2 / width * loss
+    missing = start[:, None] - change[:, 1:] / times[1:]
+    return ratio(np.array([np.interp(time, times[1:], row) for row in missing]), start)
 
 
 def less_scale(values: np.ndarray, record: Mapping[str, np.ndarray]) -> np.ndarray:

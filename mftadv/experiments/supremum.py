@@ -53,29 +53,25 @@ class Statistic:
 
     def search(self, network: Any, key: Key[Array, ""]) -> dict[str, Array]:
         """What is found of one network."""
-        inputs = _unit(jax.random.normal(key, (len(self.p) * self.starts, network.spec.input_dim), network.dtype))
+        inputs = dual_vector(
+            jax.random.normal(key, (len(self.p) * self.starts, network.spec.input_dim), network.dtype), 2
+        )
 
         def step(carry, length):
             x, eta = carry
             ends = jnp.concatenate([x, x + length * eta / 2, x - length * eta / 2])
             at, up, down = jnp.split(linear_representation(network, ends).jacobian[:, 0], 3)
             rise = up - down
-            rise = _unit(rise - jnp.sum(rise * x, axis=-1, keepdims=True) * x)
+            rise = dual_vector(rise - jnp.sum(rise * x, axis=-1, keepdims=True) * x, 2)
             rows = list(zip(self.p, jnp.split(at, len(self.p)), strict=True))
             norms = jnp.stack([vector_norm(row, dual_exponent(p)) for p, row in rows])
-            eta = jnp.concatenate([_unit(dual_vector(row, p)) for p, row in rows])
-            return (_unit(x + _STEP * length * rise), eta), norms
+            eta = jnp.concatenate([dual_vector(dual_vector(row, p), 2) for p, row in rows])
+            return (dual_vector(x + _STEP * length * rise, 2), eta), norms
 
         # The first step has no direction yet: it evaluates the inputs, and moves nothing.
         lengths = _FIRST * (_LAST / _FIRST) ** jnp.linspace(0, 1, self.steps, dtype=inputs.dtype)
         _, norms = jax.lax.scan(step, (inputs, jnp.zeros_like(inputs)), lengths)
         return {"typical": norms[0].mean(-1), "supremum": norms.max((0, 2))}
-
-
-def _unit(x: Array) -> Array:
-    """Rows of norm 1; rows of 0 stay."""
-    size = vector_norm(x, 2)[:, None]
-    return x / jnp.where(size == 0, 1, size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,19 +9,21 @@ from typing import Any, ClassVar, Literal
 import jax
 import numpy as np
 
-from mftadv import report, statistics, theory
+from mftadv import report, theory
 from mftadv.compare import Claim, Judgement
 from mftadv.experiments import _training_figures
 from mftadv.experiments._networks import width_effect
-from mftadv.experiments._training_law import FRACTION, shortfall
 from mftadv.experiments._trainings import (
+    FRACTION,
     OfTrainings,
     closed_form,
     estimate,
     less_scale,
     mean_and_error,
     predict_from,
+    ratio,
     running,
+    shortfall,
 )
 from mftadv.spec import NetworkSpec
 from mftadv.sweep import Cell
@@ -144,10 +146,9 @@ class Train(OfTrainings):
             return []
         measured, predicted = (record[name][:, -1] for name in ("norm_change", "norm_change_predicted"))
         if spec.has_shortcut:  # the share of a branch is a mean over networks, and best seen over all layers
-            ratio = statistics.ratio_estimate(measured.sum(1), predicted.sum(1))
+            seen = ratio(measured.sum(1), predicted.sum(1))
             text, reason = "d|W|^2 / identity, all layers", "the share of a branch is a mean over wide networks"
-            plain = {"skewness": 0.0, "skewness_error": 0.0}  # a few networks tell nothing of it, see `estimate`
-            claims = [Claim.of(text, 1.0, ratio, id="identity", allowance=_SHARE, reason=reason, note=note, **plain)]
+            claims = [Claim.of(text, 1.0, seen, id="identity", allowance=_SHARE, reason=reason, note=note)]
         else:  # it holds for every network, so that nothing is left to chance
             errors = np.max(np.abs(measured - predicted) / self._change_seen(record), axis=0)
             claims = [

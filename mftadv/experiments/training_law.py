@@ -12,34 +12,26 @@ import jax
 import numpy as np
 import scipy
 
-from mftadv import report, statistics, theory, training
+from mftadv import report, theory, training
 from mftadv.attack import Attack, RandomStarts, SteepestAscent
 from mftadv.compare import Claim, Judgement
 from mftadv.data import Inputs, load_inputs
 from mftadv.experiments import _training_law_figures
 from mftadv.experiments._experiment import Experiment, check_seed
 from mftadv.experiments._networks import Engine
-from mftadv.experiments._training_law import (
-    FRACTION,
-    Curves,
-    at_cell,
-    between,
-    bounds,
-    exponent,
-    failing,
-    plain,
-    shortfall,
-    within,
-)
+from mftadv.experiments._training_law import Curves, at_cell, between, bounds, exponent, failing, within
 from mftadv.experiments._trainings import (
     AXES,
+    FRACTION,
     Trained,
     TrainedAtOnce,
     closed_form,
     estimate,
     mean_and_error,
     predict_from,
+    ratio,
     running,
+    shortfall,
 )
 from mftadv.experiments.capacity import fit
 from mftadv.network import engine_for
@@ -276,7 +268,7 @@ class TrainingLaw(Experiment):
             return claims
         for tau in _TAUS:
             k = int(4 * tau)
-            found = plain(statistics.ratio_estimate(curves.loss[:, k], curves.loss[:, 0]))
+            found = ratio(curves.loss[:, k], curves.loss[:, 0])
             each = curves.loss_band[:, :, k], curves.loss[:, k]
             claims += between(f"L({tau:g})", *each, cell, id="curve", tau=tau, **told)
             closed = float(curves.closed_loss[k] / curves.closed_loss[0])
