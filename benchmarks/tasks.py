@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
 import mftadv as mf
@@ -16,6 +15,7 @@ from benchmarks.harness import (
     Benchmark,
     Contender,
     Goal,
+    divided,
     entries_of,
     hardware_probes,
     normal_probe,
@@ -93,18 +93,13 @@ def many_networks(quick: bool) -> Benchmark:
     networks = jax.block_until_ready(init(keys, spec))
     x = jax.random.normal(jax.random.key(1), (spec.input_dim,))
     ours = jax.jit(jax.vmap(mf.linear_representation, (0, None)))
-    # XLA multiplies a batch of small matrices by one core: a device for each core, and what is in its caches at a time
-    mesh = jax.make_mesh((math.gcd(num_networks, len(jax.devices())),), ("networks",))
     one_by_one = lambda many, x: jax.lax.map(lambda one: mf.linear_representation(one, x), many)  # noqa: E731
-    specs = (PartitionSpec("networks"), PartitionSpec())
-    divided = jax.jit(jax.shard_map(one_by_one, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False))
-    there = jax.device_put(networks, NamedSharding(mesh, specs[0]))
     count = num_networks * entries_of(spec)
     work = {"bytes": 2 * 4 * count, "flops": 2 * (1 + spec.output_dim) * count}
     normals = NORMALS[FAST_KEY]
     contenders = [
         Contender("ours, vmap", lambda: ours(networks, x), work),
-        Contender("ours, map, a device a core", lambda: divided(there, x), work, "ours, vmap"),
+        Contender("ours, map, a device a core", divided(one_by_one, networks, x), work, "ours, vmap"),
         Contender("ours, draw of the batch", lambda: init(keys, spec), {normals: count}),
     ]
     if HAS_TORCH:
