@@ -52,7 +52,7 @@ def training_steps(quick: bool) -> Benchmark:
 
     together = jax.jit(of_all).lower(states, steps).compile()
     # a network that stays in a processor's caches is read from memory once
-    one_by_one = lambda pairs, count: first_and_last(jax.lax.map(lambda pair: trained(*pair, count), pairs))  # noqa: E731
+    one_by_one = lambda pairs, count: first_and_last(jax.lax.map(lambda pair: trained(pair[0], pair[1], count), pairs))  # noqa: E731
     mapped = jax.jit(one_by_one)
     # f(x), 6 differences, 5 gradients in eta, and the loss at the best; then two gradients in the weights and in h
     inside = 2 * (2 * spec.depth - 1) * spec.width**2 + 2 * spec.width * spec.output_dim

@@ -391,7 +391,7 @@ def test_results_that_do_not_fit_are_refused_before_a_folder_is_begun_but_for_th
     monkeypatch.setattr(_runner, "host_memory", lambda: 100_000)  # of two cells of 600 networks, 65 numbers each
     said = Told()
     for folder in ("new", "toy-{}", None):
-        with pytest.raises(ValueError, match="networks: expected results whose analysis fits into 97.7 KiB"):
+        with pytest.raises(ValueError, match=r"networks: expected results whose analysis fits into 97\.7 KiB"):
             mf.run(Toy(), tmp_path / folder if folder else None, observer=said)
     assert not said.lines
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
