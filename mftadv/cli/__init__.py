@@ -161,15 +161,17 @@ def _sweep(file: Positional[Path], out: Path | None = None, shard: str = "0/1") 
     return call
 
 
-_COMMANDS = {
-    **{name: _command(kind) for name, kind in EXPERIMENTS.items()},
-    "sweep": _sweep,
-    "status": _status,
-    "merge": _merge,
-    "show": _show,
-    "report": _report,
-    "reproduce": _reproduce,
-}
+_OTHERS = (_sweep, _status, _merge, _show, _report, _reproduce)
+_COMMANDS = {name: _command(kind) for name, kind in EXPERIMENTS.items()}
+_COMMANDS |= {command.__name__[1:]: command for command in _OTHERS}
+
+
+@usage_errors()
+def _parse(arguments: Sequence[str]) -> Command:
+    with _REGISTRY:
+        return tyro.extras.subcommand_cli_from_dict(
+            _COMMANDS, prog="mftadv", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -186,10 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     terminal = Terminal()
     try:
-        with usage_errors(), _REGISTRY:
-            command = tyro.extras.subcommand_cli_from_dict(
-                _COMMANDS, prog="mftadv", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
-            )
+        command = _parse(arguments)
         check_devices()
         return command(terminal) or 0
     except (Exception, KeyboardInterrupt) as error:
