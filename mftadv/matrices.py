@@ -226,6 +226,9 @@ def _query(name: str, side: _Side, other: _Side, deviation: Any, core: Any, v: A
     directions, _ = _in_use(side)
     other_directions, other_images = _in_use(other)
     fresh, old, new = _orthonormalise(directions, rows)
+    if capacity == rows.shape[1]:  # where the directions span the space, all that is left of a row is rounding
+        spare = side.rank + jnp.cumsum(jnp.diagonal(new) > 0, dtype=jnp.int32) <= capacity
+        fresh, new = jnp.where(spare[:, None], fresh, 0), jnp.where(spare, new, 0)
     drawn = jnp.diagonal(new) > 0
     added = jnp.cumsum(drawn, dtype=jnp.int32)
     places = side.rank + jnp.where(drawn, added - 1, added)

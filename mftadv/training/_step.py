@@ -134,10 +134,8 @@ def step(
     targets = None if y is None else targets_of(y, state.network.spec.output_dim, state.network.dtype)
     if state.perturbations is None:
         base, perturbations = forward(state.network, x), None
-        found, network = search(attack_key, base, x, targets, config)
-        changed = None if found is None else difference(network, base, found.perturbation)
-        network = network if changed is None else changed.network
-        gradient, network = gradient_at(network, base, changed, targets, config)
+        changed = _changed(attack_key, base, x, targets, config)
+        gradient, network = gradient_at((changed or base).network, base, changed, targets, config)
     else:
         gradient, perturbations, network = _at_worst(state.network, x, state.perturbations, targets, config)
     moved, optimizer, changes, sizes = _descend(network, gradient, state.optimizer, config)
@@ -163,19 +161,32 @@ def step(
     )
 
 
-def search(
-    key: Key[Array, ""],
-    base: Evaluation,
-    x: Array,
-    targets: Array | None,
-    config: TrainingConfig,
-) -> tuple[AdversarialLoss | None, Network]:
-    """The worst perturbations for the loss that is trained on, as far as the attack finds them, and the network to use.
+def _changed(key: Array, base: Evaluation, x: Array, targets: Array | None, config: TrainingConfig) -> Any:
+    """f(x + eta) - f(x) at the perturbations of the attack, which are not searched for where they have no weight.
 
     None where there is no adversary.
     """
     if config.adversarial is None:
-        return None, base.network
+        return None
+
+    def worst():
+        found, _ = search(key, base, x, targets, config)
+        return found.perturbation, found.network
+
+    def nothing():
+        return jnp.zeros(x.shape, base.output.dtype), None if base.network.is_dense else base.network
+
+    eta, network = jax.lax.cond(jnp.asarray(config.adversarial_weight) != 0, worst, nothing)
+    return difference(network or base.network, base, eta)
+
+
+def search(
+    key: Key[Array, ""], base: Evaluation, x: Array, targets: Array | None, config: TrainingConfig
+) -> tuple[AdversarialLoss, Network]:
+    """The worst perturbations for the loss that is trained on, as far as the attack finds them, and the network to use.
+
+    The configuration has an adversary.
+    """
     return attacked(key, base, x, _attacked_loss(config), targets, config)
 
 

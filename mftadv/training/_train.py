@@ -153,12 +153,12 @@ def begin(
     if engine != "dense":
         capacity = queries_of_training(spec, config, len(data[0]), len(evaluation[0]))
     state = init(networks.init(key, spec, engine, capacity), config)
-    if config.warm_start:
+    if config.warm_start and config.adversarial is not None:
         x, y = data
         targets = None if y is None else targets_of(y, spec.output_dim, state.network.dtype)
         base = networks.forward(state.network, x)
         found, network = search(fold_in_loop(key_for("step", key), [[2]])[0], base, x, targets, config)
-        state = state._replace(network=network, perturbations=None if found is None else found.candidates)
+        state = state._replace(network=network, perturbations=found.candidates)
     probes, N = min(_PROBES, len(evaluation[0])), spec.width
     return Training(state, Reference(jnp.zeros((probes, probes)), jnp.zeros((spec.depth, probes, N), bool)))
 
