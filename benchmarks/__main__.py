@@ -11,7 +11,9 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # what is timed as a first call compiles
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
-from benchmarks.harness import environment, measure, table
+import jax
+
+from benchmarks.harness import available_cores, environment, measure, table
 from benchmarks.tasks import TASKS
 
 LEGEND = """Seconds. cores: processor time over time; much below the threads means that others use the machine.
@@ -26,6 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", choices=TASKS, help="one task instead of all")
     parser.add_argument("--out", type=Path, help="write the record to this JSON file")
     options = parser.parse_args(arguments)
+    jax.config.update("jax_num_cpu_devices", available_cores())  # what is not divided among them runs on the first
     record = {"environment": environment(), "quick": options.quick, "benchmarks": {}}
     for key, value in record["environment"].items():
         print(f"{key}: {value}")

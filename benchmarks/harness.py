@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mftadv import NetworkSpec
 
@@ -93,6 +94,21 @@ def hardware_probes(quick: bool) -> dict[str, Probe]:
     """The rates of reading memory and of multiplying matrices."""
     side = 256 if quick else 1024 if jax.default_backend() == "cpu" else 8192
     return {"bytes": read_probe(1000 if quick else 10_000), "flops": flop_probe(side)}
+
+
+def divided(function: Callable[..., Any], networks: Any, *others: Any) -> Callable[[], Any]:
+    """Computes function(networks, *others) with the networks on all devices, an equal share on each.
+
+    On a CPU with a device for each core a core takes networks of its own. Else all of them work on one product, and on
+    a batch of small ones a single core does.
+    """
+    count = len(jax.tree.leaves(networks)[0])
+    mesh = jax.make_mesh((math.gcd(count, len(jax.devices())),), ("networks",))
+    shares, whole = PartitionSpec("networks"), PartitionSpec()
+    specs = (shares, *[whole] * len(others))
+    run = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=shares, check_vma=False))
+    there = jax.device_put(networks, NamedSharding(mesh, shares))
+    return lambda: run(there, *others)
 
 
 def measure(benchmark: Benchmark, judged: bool = True) -> dict[str, Any]:

@@ -114,7 +114,8 @@ DESCENT = {
 
 def gradients_taken(attack: str | Attack, p: float, input_dim: int, output_dim: int) -> int:
     """How many gradients our attack takes of a function; a value without a gradient at its point counts as one."""
-    attack, alone = named_attack(attack, p), 0
+    attack = named_attack(attack, p)
+    alone = attack.count  # what follows the last step
     for start in attack.starts:
         if isinstance(start, Vertices):
             alone += 2 * input_dim

@@ -164,14 +164,15 @@ def key_for(function: str, key: jax.Array) -> jax.Array:
         ValueError: `key` is not one JAX key.
     """
     check_key(key)
-    return jax.random.fold_in(key, zlib.crc32(function.encode()))
+    return fold_in_loop(key, [[zlib.crc32(function.encode())]])[0]
 
 
 def fold_in_loop(key: jax.Array, numbers: Any) -> jax.Array:
     """The keys [T] that come of folding each row of numbers [T, M] into a key, one number after the other.
 
-    In a loop: a compiler that fuses a key's derivation into a draw repeats it for every entry drawn. The words of a key
-    come out separately: concatenated inside a batched loop, each would repeat the derivation.
+    In a loop: a compiler that fuses a key's derivation into a draw repeats it for every entry drawn. The loop has two
+    turns at least, since one of a single turn is taken apart. The words of a key come out separately: concatenated
+    inside a batched loop, each would repeat the derivation.
     """
 
     def derived(row):
@@ -180,8 +181,9 @@ def fold_in_loop(key: jax.Array, numbers: Any) -> jax.Array:
             folded = jax.random.fold_in(folded, number)
         return tuple(jax.random.key_data(folded))
 
-    words = jax.lax.map(derived, jnp.asarray(numbers, jnp.uint32))
-    return jax.random.wrap_key_data(jnp.stack(words, -1), impl=jax.random.key_impl(key))
+    rows = jnp.asarray(numbers, jnp.uint32)
+    words = jax.lax.map(derived, rows if len(rows) > 1 else jnp.repeat(rows, 2, axis=0))
+    return jax.random.wrap_key_data(jnp.stack(words, -1)[: len(rows)], impl=jax.random.key_impl(key))
 
 
 def check_positive(name: str, value: int, most: int | None = None) -> int:

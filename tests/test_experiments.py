@@ -133,7 +133,7 @@ def test_plans_beyond_all_numbers(options):
         (LossBounds, {"eps": (1e-60,)}, "eps: expected finite numbers > 0 in float32, got 1e-60"),
         (LossBounds, {"dims": (0,)}, "dims: expected a positive integer, got 0"),
         (FiniteWidth, {"widths": ()}, "widths: expected at least one number, got none"),
-        (FiniteWidth, {"widths": (0,)}, "width: expected a positive integer, got 0"),
+        (FiniteWidth, {"widths": (0,)}, "widths: expected a positive integer, got 0"),
     ],
 )
 def test_options_out_of_range_are_named(kind, options, message):

@@ -253,7 +253,7 @@ def test_other_inputs_in_the_same_file_are_refused(tmp_path, drawn, not_rendered
 def test_shards_join_to_the_single_run(tmp_path, drawn):
     whole = mf.run(Toy(), tmp_path / "whole", FEW)
     for share in range(2):
-        part = mf.run(Toy(), tmp_path / f"{share}", dataclasses.replace(FEW, shard=(share, 2)))
+        part = mf.run(Toy(), tmp_path / f"{share}", dataclasses.replace(FEW, shard=f"{share}/2"))
         assert (part.data, part.judged) == (None, ())
         assert not (tmp_path / f"{share}" / "claims.json").exists()
     before = [files(tmp_path / f"{share}") for share in range(2)]
@@ -359,6 +359,8 @@ def test_numbered_folders(tmp_path, drawn):
         ({"batch_size": 0}, "batch_size: expected a positive integer, got 0"),
         ({"networks": 10, "shard": (2, 2)}, "shard: expected i/n with 0 <= i < n, got 2/2"),
         ({"networks": 10, "shard": (-1, 2)}, "shard: expected i/n with 0 <= i < n, got -1/2"),
+        ({"networks": 10, "shard": "2/2"}, "shard: expected i/n with 0 <= i < n, got 2/2"),
+        ({"networks": 10, "shard": "1"}, "shard: expected i/n, got '1'"),
         ({"shard": (0, 2)}, "networks: expected a number where a run is divided into shards, got None"),
     ],
 )
@@ -380,6 +382,20 @@ def test_what_does_not_fit_into_memory_is_refused_before_anything_is_compiled(tm
         (name,) = sizes
         with pytest.raises(ValueError, match=f"{name}: expected at most"):
             plan_cells([Cell({}, spec, (np.float32(0),), scaled)], jax.random.key(0))
+
+
+def test_results_that_do_not_fit_are_refused_before_a_folder_is_begun_but_for_the_run_that_is_in_it(
+    tmp_path, drawn, monkeypatch
+):
+    mf.run(Toy(), tmp_path / "run", Budget(30))
+    monkeypatch.setattr(_runner, "host_memory", lambda: 100_000)  # of two cells of 600 networks, 65 numbers each
+    said = Told()
+    for folder in ("new", "toy-{}", None):
+        with pytest.raises(ValueError, match=r"networks: expected results whose analysis fits into 97\.7 KiB"):
+            mf.run(Toy(), tmp_path / folder if folder else None, observer=said)
+    assert not said.lines
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert mf.run(Toy(), tmp_path / "run").data.sizes["network"] == 30
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The law of a network: what it refuses, and that it is a pytree whose leaves are traced."""
 
+import functools
 import math
 
 import chex
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mftadv.spec import NetworkSpec, dual_exponent, key_for
+from mftadv.spec import NetworkSpec, dual_exponent, fold_in_loop, key_for
 
 SHAPE = {"input_dim": 3, "output_dim": 2, "width": 5, "depth": 4}
 
@@ -94,6 +95,16 @@ def test_replace():
 def test_what_is_no_key(key, message):
     with pytest.raises(ValueError, match=f"key: expected .*{message}|key: {message}"):
         key_for("init", key)
+
+
+@pytest.mark.parametrize("rows", [[[5]], [[5, 7]], [[1, 2], [3, 4], [5, 6]]])
+def test_keys_of_a_loop(rows):
+    """They are the folded keys, derived in a loop that the compiler keeps."""
+    key = jax.random.key(3, impl="threefry4x32")
+    derive = jax.jit(lambda key: jax.random.key_data(fold_in_loop(key, rows))).lower(key).compile()
+    folded = [functools.reduce(jax.random.fold_in, row, key) for row in rows]
+    np.testing.assert_array_equal(derive(key), [jax.random.key_data(each) for each in folded])
+    assert " while(" in derive.as_text()
 
 
 @pytest.mark.parametrize(("p", "dual"), [(1, math.inf), (2, 2.0), (math.inf, 1.0), (3, 1.5), (1.5, 3.0)])

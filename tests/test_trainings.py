@@ -559,7 +559,7 @@ REFUSED = [
     (Train, {"data": "gaussian"}, "data: expected whole numbers as labels, one an input, which --standard-loss cross"),
     (Trainability, {"depths": ()}, "depths: expected at least one, got none"),
     (Trainability, {"depths": (0,)}, "depths: expected a positive integer, got 0"),
-    (Trainability, {"values": (8.5,)}, "values: expected integers as widths, got 8.5"),
+    (Trainability, {"values": (8.5,)}, "values: expected integers as widths, at most 2147483647, got 8.5"),
     (Trainability, {"values": (-8.0,)}, "values: expected finite numbers > 0"),
     (Trainability, {"values": (0.0,), "against": "weight_variance"}, "values: expected finite numbers > 0"),
     (Trainability, {"seeds": 1}, "seeds: expected at least 2, for an error bar, got 1"),

@@ -31,13 +31,9 @@ class Attack:
                 raise ValueError(f"{name}: expected a tuple of at least one {kind.__name__} instance, got {pieces!r}")
 
     def schedule(self) -> tuple[np.ndarray, np.ndarray]:
-        """For each evaluation the rule that follows it and its number by this rule.
-
-        The last evaluation is followed by a step that is not evaluated: one loop compiles to half the code of two.
-        """
+        """For each evaluation but the last the rule that follows it, and the number of the step by this rule."""
         which = np.concatenate([np.full(rule.steps, i) for i, rule in enumerate(self.rules)])
-        number = np.concatenate([np.arange(rule.steps) for rule in self.rules])
-        return np.append(which, which[-1]), np.append(number, number[-1])
+        return which, np.concatenate([np.arange(rule.steps) for rule in self.rules])
 
     @property
     def count(self) -> int:
@@ -46,11 +42,12 @@ class Attack:
 
     def queries(self, input_dim: int, output_dim: int, starts: int | None = None) -> tuple[int, int]:
         """How many differences and how many cotangents it takes at one input, from its own starts or so many others."""
-        evaluations = (starts or self.count) * len(self.schedule()[0])
+        count, steps = starts or self.count, len(self.schedule()[0])
+        own = count * (steps + 1), count * steps
         if starts is not None:
-            return evaluations, evaluations
+            return own
         jacobian = jacobian_queries(input_dim, output_dim) if self.uses_jacobian else (0, 0)
-        parts = [(evaluations, evaluations), jacobian, *(piece.queries(input_dim) for piece in self.starts)]
+        parts = [own, jacobian, *(piece.queries(input_dim) for piece in self.starts)]
         differences, cotangents = (sum(side) for side in zip(*parts, strict=True))
         return differences, cotangents
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from mftadv import oracle
 from mftadv.attack._attack import Attack, named_attack
-from mftadv.attack._pieces import Candidates, Loss, Objective, Problem, evaluate, start
+from mftadv.attack._pieces import Candidates, Loss, Objective, Problem, evaluate, gradients, start
 from mftadv.linear import jacobian_and_shift
 from mftadv.network import Evaluation, Network
 from mftadv.norms import vector_norm
@@ -38,8 +38,8 @@ class AdversarialLoss(NamedTuple):
         jacobian: J(x), where the attack's starts use it (those of the presets do), else None.
         stalled: whether the last quarter of the steps gained less than 1%.
         restarts: the best value of each start.
-        zero_gradients: the share of evaluations whose gradient was exactly 0: 1 for a function that is constant around
-            all of them, or that hides its gradient (a hard threshold, a saturated sigmoid).
+        zero_gradients: the share of gradients that were exactly 0: 1 for a function that is constant around all points
+            where they were taken, or that hides its gradient (a hard threshold, a saturated sigmoid).
         candidates: the best perturbation of each start, where a later call may begin; 0 where none was better.
         rounding: how much of the value may be rounding, in float32 at least: the q-norm of r (|f(x)| + |J| |x|) with r
             the precision of x (without J(x): of r |f(x)|), since a plain function is subtracted; 0 for a network, which
@@ -190,8 +190,8 @@ def attacked_from(
     perturbation = jnp.sum(jnp.where(winner[..., None], candidates.best, 0), axis=-2)
     history = jnp.moveaxis(history, 0, -1)
 
-    evaluations = candidates.value.shape[-1] * history.shape[-1]
-    zero_gradients = candidates.zero_gradients.astype(dtype) / evaluations
+    taken = candidates.value.shape[-1] * (history.shape[-1] - 1)
+    zero_gradients = candidates.zero_gradients.astype(dtype) / taken
     rounding = jnp.zeros_like(best) if isinstance(source, Network) else _rounding(problem, x)
     stalled = best - history[..., (3 * history.shape[-1]) // 4] <= _CLOSE * best
     trusted = stalled & (candidates.nonfinite == 0) & (zero_gradients < 1) & (best.astype(rounding.dtype) > rounding)
@@ -332,12 +332,11 @@ def _(q: float, loss: Loss | None, primals: tuple, tangents: tuple) -> tuple[Arr
 def _run(problem: Problem, network: Any, starts: Array, attack: Attack) -> tuple[Candidates, Array]:
     """Evaluate the candidates and apply the rule of the step, in turn; the best value after each evaluation."""
     rules = attack.rules
-    schedule = tuple(jnp.asarray(values, jnp.int32) for values in attack.schedule())
-    candidates = start(network, starts)
 
     def step(carry, now):
         (candidates, memories), (which, number) = carry, now
-        candidates, values, gradient = evaluate(problem, candidates)
+        candidates, values, at = evaluate(problem, candidates)
+        candidates, gradient = gradients(problem, candidates, values, at)
 
         def branch(i):
             def apply(candidates, values, gradient, memories, number):
@@ -350,6 +349,9 @@ def _run(problem: Problem, network: Any, starts: Array, attack: Attack) -> tuple
         eta, memories = jax.lax.switch(which, [branch(i) for i in range(len(rules))], *operands)
         return (candidates._replace(eta=eta), memories), jnp.max(candidates.value, axis=-1)
 
+    candidates = start(network, starts)
     memories = tuple(rule.memory(problem, candidates) for rule in rules)
+    schedule = tuple(jnp.asarray(values, jnp.int32) for values in attack.schedule())
     (candidates, _), history = jax.lax.scan(step, (candidates, memories), schedule)
-    return candidates, history
+    candidates, *_ = evaluate(problem, candidates)
+    return candidates, jnp.concatenate([history, jnp.max(candidates.value, axis=-1)[None]])

@@ -88,8 +88,8 @@ class Candidates(NamedTuple):
     """R perturbations of each input, and the best that each has been.
 
     `network` is the one to use next, None where queries do not change the source. `nonfinite` counts the evaluations
-    whose value was not finite, which are otherwise ignored. `zero_gradients` counts the finite ones whose gradient was
-    0.
+    whose value was not finite, which are otherwise ignored. `zero_gradients` counts the gradients that were 0 at finite
+    ones.
     """
 
     network: Any
@@ -214,19 +214,25 @@ def start(network: Any, eta: Array) -> Candidates:
     return Candidates(network, eta, zero[..., 0], zero, none, none)
 
 
-def evaluate(problem: Problem, candidates: Candidates) -> tuple[Candidates, Array, Array]:
-    """Evaluate every candidate and store the best of each; the values, and the gradients, 0 where not finite."""
+def evaluate(problem: Problem, candidates: Candidates) -> tuple[Candidates, Array, Evaluation]:
+    """Evaluate every candidate and store the best of each; the values, and the evaluations, for `gradients`."""
     network, eta, value, best, nonfinite, zero_gradients = candidates
     network, at, values = differences(problem, network, eta)
-    rows, _, used = oracle.pullback(network or problem.source, at, problem.cotangent(at.output))
     finite = jnp.isfinite(values)
     better = finite & (values > value)
     value, best = jnp.where(better, values, value), jnp.where(better[..., None], eta, best)
-    largest = jnp.max(jnp.abs(rows), axis=-1)  # one pass detects zero and not finite
     nonfinite += jnp.sum(~finite, axis=-1, dtype=jnp.int32)
-    zero_gradients += jnp.sum(finite & (largest == 0), axis=-1, dtype=jnp.int32)
-    gradient = jnp.where(jnp.isfinite(largest)[..., None], rows, 0)
-    return Candidates(_if_needed(network, used), eta, value, best, nonfinite, zero_gradients), values, gradient
+    return Candidates(network, eta, value, best, nonfinite, zero_gradients), values, at
+
+
+def gradients(problem: Problem, candidates: Candidates, values: Array, at: Evaluation) -> tuple[Candidates, Array]:
+    """The gradients of the values in eta where `evaluate` has been, 0 where they are not finite."""
+    rows, _, used = oracle.pullback(candidates.network or problem.source, at, problem.cotangent(at.output))
+    largest = jnp.max(jnp.abs(rows), axis=-1)  # one pass detects zero and not finite
+    zero = jnp.sum(jnp.isfinite(values) & (largest == 0), axis=-1, dtype=jnp.int32)
+    network = _if_needed(candidates.network, used)
+    candidates = candidates._replace(network=network, zero_gradients=candidates.zero_gradients + zero)
+    return candidates, jnp.where(jnp.isfinite(largest)[..., None], rows, 0)
 
 
 def differences(problem: Problem, network: Any, eta: Array) -> tuple[Any, Evaluation, Array]:

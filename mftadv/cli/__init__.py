@@ -1,24 +1,22 @@
 """The command line: argument types and calls, nothing else."""
 
-import contextlib
 import dataclasses
-import io
-import itertools
-import re
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
+from tyro.conf import Positional
 
 import mftadv
 from mftadv import experiments, report, store
+from mftadv.cli._errors import failure, usage_errors
 from mftadv.experiments import EXPERIMENTS, Budget, Experiment, Result, SweepFile
 from mftadv.report import Terminal
 from mftadv.sweep import check_devices
+
+Command = Callable[[Terminal], int | None]
 
 _REGISTRY = tyro.constructors.ConstructorRegistry()
 
@@ -59,19 +57,6 @@ class Options:
     """Print all columns of the tables."""
 
 
-def _share(shard: str) -> tuple[int, int]:
-    share, _, shares = shard.partition("/")
-    if not (share.isdecimal() and shares.isdecimal()):
-        raise ValueError(f"shard: expected i/n, got {shard!r}")
-    return int(share), int(shares)
-
-
-def _run(experiment: Experiment, options: Options, terminal: Terminal) -> int:
-    budget = Budget(options.networks, options.batch_size, _share(options.shard), options.dry_run)
-    folder = options.out or Path("results") / f"{experiment.name}-{{}}"
-    return _print(experiments.run(experiment, folder, budget, observer=terminal), options.wide, terminal)
-
-
 def _print(result: Result, wide: bool, terminal: Terminal) -> int:
     """What was found, and where it is stored; the exit status."""
     tables = () if result.data is None else result.experiment.tables(result.data, result.judged, wide)
@@ -79,9 +64,14 @@ def _print(result: Result, wide: bool, terminal: Terminal) -> int:
     return 1 if "fails" in result.counts else 0
 
 
-def _command(kind: type[Experiment]) -> Callable[..., Callable[[Terminal], int]]:
+def _command(kind: type[Experiment]) -> Callable[..., Command]:
     def command(experiment, options):
-        return lambda terminal: _run(experiment, options, terminal)
+        def call(terminal: Terminal) -> int:
+            budget = Budget(options.networks, options.batch_size, options.shard, options.dry_run)
+            folder = options.out or Path("results") / f"{experiment.name}-{{}}"
+            return _print(experiments.run(experiment, folder, budget, observer=terminal), options.wide, terminal)
+
+        return call
 
     flat = tyro.conf.OmitArgPrefixes
     command.__annotations__ = {"experiment": Annotated[kind, flat], "options": Annotated[Options, flat]}
@@ -89,7 +79,7 @@ def _command(kind: type[Experiment]) -> Callable[..., Callable[[Terminal], int]]
     return command
 
 
-def _status(folder: tyro.conf.Positional[Path], check: bool = False) -> Callable[[Terminal], None]:
+def _status(folder: Positional[Path], check: bool = False) -> Command:
     """Say how far a run is, and what is missing or damaged; nothing is changed.
 
     Args:
@@ -99,7 +89,7 @@ def _status(folder: tyro.conf.Positional[Path], check: bool = False) -> Callable
     return lambda terminal: terminal.say(str(store.status(folder, check)))
 
 
-def _merge(folder: tyro.conf.Positional[Path], shards: tyro.conf.Positional[tuple[Path, ...]], wide: bool = False):
+def _merge(folder: Positional[Path], shards: Positional[tuple[Path, ...]], wide: bool = False) -> Command:
     """Join shards of one run into the run that one process would have made.
 
     Args:
@@ -110,7 +100,7 @@ def _merge(folder: tyro.conf.Positional[Path], shards: tyro.conf.Positional[tupl
     return lambda terminal: _print(experiments.merge(folder, shards, terminal), wide, terminal)
 
 
-def _show(folder: tyro.conf.Positional[Path], wide: bool = False) -> Callable[[Terminal], int]:
+def _show(folder: Positional[Path], wide: bool = False) -> Command:
     """Print the tables of a finished run again.
 
     Args:
@@ -120,7 +110,7 @@ def _show(folder: tyro.conf.Positional[Path], wide: bool = False) -> Callable[[T
     return lambda terminal: _print(experiments.show(folder), wide, terminal)
 
 
-def _report(folder: tyro.conf.Positional[Path]) -> Callable[[Terminal], None]:
+def _report(folder: Positional[Path]) -> Command:
     """Write the page of a finished run again, report.html in its folder.
 
     Args:
@@ -130,11 +120,11 @@ def _report(folder: tyro.conf.Positional[Path]) -> Callable[[Terminal], None]:
 
 
 def _reproduce(
-    claims: tyro.conf.Positional[tuple[str, ...]] = (),
+    claims: Positional[tuple[str, ...]] = (),
     scale: Literal["quick", "full"] = "quick",
     out: Path | None = None,
     list: bool = False,
-) -> Callable[[Terminal], int]:
+) -> Command:
     """Measure the claims of the paper, and ours, and write a page of what was found.
 
     Args:
@@ -144,11 +134,9 @@ def _reproduce(
         list: say what each claim is, in a line; compute nothing.
     """
 
-    def call(terminal: Terminal) -> int:
+    def call(terminal: Terminal) -> int | None:
         if list:
-            for claim in experiments.paper_claims(claims):
-                terminal.say(f"{claim.name:18}{'(ours) ' * claim.ours}{claim.statement}")
-            return 0
+            return terminal.say("\n".join(map(str, experiments.paper_claims(claims))))
         found = experiments.reproduce(claims, scale, out or Path("results") / "reproduce-{}", terminal)
         terminal.conclude(found.tables, [], found.folder)
         return int(found.fails)
@@ -156,7 +144,7 @@ def _reproduce(
     return call
 
 
-def _sweep(file: tyro.conf.Positional[Path], out: Path | None = None, shard: str = "0/1") -> Callable[[Terminal], int]:
+def _sweep(file: Positional[Path], out: Path | None = None, shard: str = "0/1") -> Command:
     """Draw a built-in statistic over a grid that a TOML file describes, with theory beside it.
 
     Args:
@@ -167,38 +155,23 @@ def _sweep(file: tyro.conf.Positional[Path], out: Path | None = None, shard: str
 
     def call(terminal: Terminal) -> int:
         swept, folder = SweepFile.read(file), out or Path("results") / file.stem
-        data = swept.run(folder, terminal, _share(shard))
+        data = swept.run(folder, terminal, shard)
         return _print(Result(swept, folder, data, ()), False, terminal)
 
     return call
 
 
+_OTHERS = (_sweep, _status, _merge, _show, _report, _reproduce)
 _COMMANDS = {name: _command(kind) for name, kind in EXPERIMENTS.items()}
-_COMMANDS |= {
-    "sweep": _sweep,
-    "status": _status,
-    "merge": _merge,
-    "show": _show,
-    "report": _report,
-    "reproduce": _reproduce,
-}
+_COMMANDS |= {command.__name__[1:]: command for command in _OTHERS}
 
 
-def _parse(arguments: Sequence[str]) -> Callable[[Terminal], int | None]:
-    """The command; a usage error becomes one line."""
-    box = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(box), _REGISTRY:
-            return tyro.extras.subcommand_cli_from_dict(
-                _COMMANDS, prog="mftadv", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        # tyro prints a box: a title, then paragraphs between rules, of which the first is the message
-        lines = [line.strip("╭╮╰╯│─ ") for line in box.getvalue().splitlines()[1:]]
-        body = itertools.dropwhile(lambda line: not line.strip("-"), lines)
-        raise ValueError(" ".join(itertools.takewhile(lambda line: line.strip("-"), body))) from None
+@usage_errors()
+def _parse(arguments: Sequence[str]) -> Command:
+    with _REGISTRY:
+        return tyro.extras.subcommand_cli_from_dict(
+            _COMMANDS, prog="mftadv", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -213,28 +186,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"mftadv {mftadv.__version__}")
         return 0
-    terminal = Terminal(Console(highlight=False, width=None if sys.stdout.isatty() else 100))
+    terminal = Terminal()
     try:
         command = _parse(arguments)
         check_devices()
         return command(terminal) or 0
-    except KeyboardInterrupt:
-        return _fail(130, "interrupted; the same command goes on from what is stored")
-    except ValueError as error:
-        names, expected, rest = str(error).partition(": expected")
-        if EXPERIMENTS.keys() & arguments[:1] and re.fullmatch(r"\w+(, \w+)*", names):  # as options are named
-            names = names.replace("positive_slope, negative_slope", "slopes")
-            names = re.sub(r"\w+", lambda name: "--" + name[0].replace("folder", "out").replace("_", "-"), names)
-        return _fail(2, names + expected + rest)
-    except (OSError, MemoryError, OverflowError, RuntimeError) as error:
-        return _fail(3, f"{type(error).__name__}: {error}"[:300])
-    except Exception:
-        traceback.print_exc()
-        return 4
+    except (Exception, KeyboardInterrupt) as error:
+        status, message = failure(error, options=bool(EXPERIMENTS.keys() & arguments[:1]))
+        print(message, file=sys.stderr)
+        return status
     finally:
         terminal.close()
-
-
-def _fail(status: int, message: str) -> int:
-    print(f"mftadv: {' '.join(message.split())}", file=sys.stderr)
-    return status

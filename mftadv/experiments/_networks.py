@@ -54,8 +54,13 @@ def chosen_inputs(of: Any) -> Inputs:
     """The inputs that an experiment's options `data`, `inputs`, `seed`, `input_dim` and `scale` choose.
 
     Raises:
-        ValueError: an option is outside its range, see `mftadv.load_inputs`, or the inputs exceed the float type.
+        ValueError: an option is outside its range, see `mftadv.load_inputs`, or a number exceeds the float type.
     """
+    for field in dataclasses.fields(of):
+        value = getattr(of, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and math.isfinite(number) and not representable(abs(number), of.dtype):
+                raise ValueError(f"{field.name}: expected a number that {of.dtype} can hold, got {number:g}")
     points = load_inputs(of.data, of.inputs, check_seed(of.seed), input_dim=of.input_dim, scale=of.scale)
     if not representable(largest := float(np.max(np.abs(points.values))), of.dtype):
         raise ValueError(f"data: expected numbers that {of.dtype} can hold, got {largest:g}")
@@ -112,9 +117,6 @@ class OfNetworks(Experiment):
             self.bias_variance, *self.slopes, block=self.block,
         )  # fmt: skip
         check_positive("depth", spec.depth, DEEPEST)  # theory sums over layers
-        for name in ("weight_variance", "bias_variance"):
-            if not representable(value := getattr(spec, name), self.dtype):
-                raise ValueError(f"{name}: expected a number that {self.dtype} can hold, got {value:g}")
         with jax.enable_x64(self.x64):
             omega, variance = float(theory.propagation_factor(spec)), float(theory.jacobian_variance(spec))
         if not 0 < variance < math.inf:

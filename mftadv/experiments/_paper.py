@@ -50,6 +50,9 @@ class PaperClaim:
         """The runs it needs."""
         return tuple(dict.fromkeys(part.run for part in self.parts))
 
+    def __str__(self) -> str:
+        return f"{self.name:18}{'(ours) ' * self.ours}{self.statement}"
+
 
 def _parts(run: str, *ids: str, **coords: Any) -> tuple[Part, ...]:
     return tuple(Part(run, id, coords) for id in ids)

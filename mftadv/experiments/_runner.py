@@ -1,8 +1,8 @@
 """The runner of every experiment: plan, draw, store, judge, publish."""
 
+import contextlib
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +22,7 @@ from mftadv.sweep import (
     InMemory,
     Observer,
     Plan,
+    as_shard,
     compute,
     dataset,
     describe,
@@ -45,8 +46,8 @@ class Budget:
     Args:
         networks: of each cell; None for what the folder's run has, or else for what the experiment's claims need.
         batch_size: networks of a cell drawn at once; None to decide by memory.
-        shard: (i, n): draw the i-th of n shares of every cell's networks alone, i from 0. Shards in folders of their
-            own are joined by `merge`.
+        shard: (i, n), or "i/n": draw the i-th of n shares of every cell's networks alone, i from 0. Shards in folders
+            of their own are joined by `merge`.
         dry_run: say what would be done; compile, draw and write nothing.
 
     Raises:
@@ -55,7 +56,7 @@ class Budget:
 
     networks: int | None = None
     batch_size: int | None = None
-    shard: tuple[int, int] = (0, 1)
+    shard: tuple[int, int] | str = (0, 1)
     dry_run: bool = False
 
     def __post_init__(self):
@@ -63,7 +64,7 @@ class Budget:
             raise ValueError(f"networks: expected at least 2, for an error bar, got {self.networks}")
         if self.batch_size is not None:
             check_positive("batch_size", self.batch_size)
-        share, shares = self.shard
+        share, shares = as_shard(self.shard)
         if not 0 <= share < shares:
             raise ValueError(f"shard: expected i/n with 0 <= i < n, got {share}/{shares}")
         if shares > 1 and self.networks is None:
@@ -135,33 +136,36 @@ def run(
     """
     budget, observer = budget or Budget(), observer or Observer()
     import_xarray()  # before any work
-    observer.say(f"run       {experiment.name}, {'not stored' if folder is None else f'in {folder}'}")
-    with jax.enable_x64(experiment.x64):
+    with jax.enable_x64(experiment.x64), contextlib.ExitStack() as stack:
+        # Whatever can be refused is, before a folder is begun and a line is said.
         cells = experiment.cells()
         key = fastest_key(experiment.seed) if key is None else key
-        for line in experiment.describe(cells):
-            observer.say(line)
+        about = experiment.describe(cells)
         plan = plan_cells(cells, key, mesh=mesh)
-        _check_memory(plan, [budget.networks or 2] * len(cells))  # before a folder is begun
+        _check_memory(plan, [2] * len(cells))
         identity = identity_of(experiment, cells, key)
+        counts = _counts(experiment, plan, budget, _networks_there(folder, identity))
+        into, where = InMemory(), "not stored"
         if budget.dry_run:
-            _say_plan(observer, experiment, plan, _counts(experiment, cells, budget))
+            where = "nothing is drawn"
+        elif folder is not None:
+            numbers = range(len(cells))
+            layouts = {
+                "layouts": [plan.layout(i) for i in numbers],
+                "on_their_way": [plan.layout_on_the_way(i) for i in numbers],
+            }
+            session = store.provenance(mesh=mesh, batch_size=budget.batch_size)
+            into = stack.enter_context(open_run(folder, identity, layouts, session, observer))
+            counts = _counts(experiment, plan, budget, into.networks)
+            into.aim(counts)
+            where = f"in {into.path}"
+        observer.say(f"run       {experiment.name}, {where}")
+        for line in about:
+            observer.say(line)
+        _say_plan(observer, experiment, plan, counts)
+        if budget.dry_run:
             return Result(experiment, None, None, ())
-        if folder is None:
-            counts = _counts(experiment, cells, budget)
-            _say_plan(observer, experiment, plan, counts)
-            return _finish(experiment, plan, counts, budget, InMemory(), observer)
-        numbers = range(len(cells))
-        layouts = {
-            "layouts": [plan.layout(i) for i in numbers],
-            "on_their_way": [plan.layout_on_the_way(i) for i in numbers],
-        }
-        session = store.provenance(mesh=mesh, batch_size=budget.batch_size)
-        with open_run(folder, identity, layouts, session, observer) as opened:
-            counts = _counts(experiment, cells, budget, opened.networks)
-            _say_plan(observer, experiment, plan, counts)
-            opened.aim(counts)
-            return _finish(experiment, plan, counts, budget, opened, observer)
+        return _finish(experiment, plan, counts, budget, into, observer)
 
 
 def show(folder: Path | str) -> Result:
@@ -260,6 +264,12 @@ def _from_json(value: Any) -> Any:
     return float(value) if value in ("inf", "-inf") else value
 
 
+def _candidates(folder: Path | str, identity: Mapping[str, Any]) -> Iterator[Path]:
+    """Where a run may be stored, best first, see `run`."""
+    path = Path(folder)
+    return store.candidates(path, identity) if "{}" in path.name else iter([path])
+
+
 def open_run(
     folder: Path | str,
     identity: Mapping[str, Any],
@@ -267,30 +277,46 @@ def open_run(
     session: Mapping[str, Any],
     observer: Observer,
 ) -> store.RunFolder:
-    path = Path(folder)
-    opened = functools.partial(store.RunFolder.open, identity=identity, provenance=session, say=observer.say, **layouts)
-    if "{}" not in path.name:
-        return opened(path)
-    for candidate in store.candidates(path, identity):
+    """The folder of a run, opened; the next one where another run of its configuration is at work."""
+    busy: ValueError | None = None
+    for path in _candidates(folder, identity):
         try:
-            return opened(candidate)
-        except store.Busy:  # another run of this configuration is at work there
-            continue
-    raise ValueError(f"folder: expected a name that is free, got {folder}")
+            return store.RunFolder.open(path, identity, provenance=session, say=observer.say, **layouts)
+        except store.Busy as error:
+            busy = error
+    raise busy or ValueError(f"folder: expected a name that is free, got {folder}")
 
 
-def _counts(experiment: Experiment, cells: Sequence[Cell], budget: Budget, before: Sequence[int] = ()) -> list[int]:
+def _networks_there(folder: Path | str | None, identity: Mapping[str, Any]) -> Sequence[int]:
+    """How many networks each cell has in the run that would be gone on with, none where a new one would be begun."""
+    with contextlib.suppress(ValueError):
+        if (
+            folder is not None
+            and (record := store.read_record(next(_candidates(folder, identity)))).identity == identity
+        ):
+            return record.networks
+    return ()
+
+
+def _counts(experiment: Experiment, plan: Plan, budget: Budget, there: Sequence[int]) -> list[int]:
+    """How many networks each cell is to have, given how many are there.
+
+    Raises:
+        ValueError: the results would not fit into memory.
+    """
     if budget.networks is not None:
-        return [budget.networks] * len(cells)
-    return list(before) if any(before) else list(experiment.networks(cells))
+        counts = [budget.networks] * len(plan.cells)
+    else:
+        counts = list(there if any(there) else experiment.networks(plan.cells))
+    _check_memory(plan, counts)
+    return counts
 
 
 def _say_plan(observer: Observer, experiment: Experiment, plan: Plan, counts: Sequence[int]) -> None:
-    """How many networks, by how many programs, in how much memory (see `_check_memory`), and how many claims need."""
+    """How many networks, by how many programs, in how much memory, and how many claims need."""
     results = sum(count * plan.bytes_stored(i) for i, count in enumerate(counts))
     networks = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     observer.say(f"plan      {describe(plan)}, all results of {networks} networks each {in_bytes(results)}")
-    _check_memory(plan, counts)
     for needed in filter(None, map(experiment.resolution, plan.cells)):
         numbers = (f"{name} {number:,.0f}" for name, number in sorted(needed.items(), key=lambda item: item[1]))
         observer.say(f"claims    networks to see 5%: {', '.join(numbers)}")
@@ -321,10 +347,11 @@ def _finish(
     experiment: Experiment, plan: Plan, counts: list[int], budget: Budget, into: Any, observer: Observer
 ) -> Result:
     """Draw what is missing, and judge, where it is not a shard alone."""
-    compute(plan, shares(counts, budget.shard), into, observer, batch_size=budget.batch_size)
+    shard = as_shard(budget.shard)
+    compute(plan, shares(counts, shard), into, observer, batch_size=budget.batch_size)
     folder = getattr(into, "path", None)
     if any(into.missing(i, count) for i, count in enumerate(counts)):
-        observer.say(f"share {budget.shard[0]} of {budget.shard[1]} is drawn; `mftadv merge` joins all of them")
+        observer.say(f"share {shard[0]} of {shard[1]} is drawn; `mftadv merge` joins all of them")
         return Result(experiment, folder, None, ())
     data = dataset(plan, [range(count) for count in counts], into, experiment.axes)
     data = data.assign(predictions(experiment, plan.cells))

@@ -19,7 +19,7 @@ from mftadv.experiments._trainings import (
 )
 from mftadv.spec import check_positive
 from mftadv.statistics import Estimate
-from mftadv.sweep import Cell
+from mftadv.sweep import LARGEST, Cell
 
 
 class Fit(NamedTuple):
@@ -65,7 +65,7 @@ class Capacity(OfTrainings):
         return ("adversarial",) if self.standard_loss == "none" else ("standard", "adversarial")
 
     def cells(self) -> Sequence[Cell]:
-        widths = sorted({check_positive("widths", width) for width in self.widths})
+        widths = sorted({check_positive("widths", width, LARGEST) for width in self.widths})
         if len(widths) < 2:
             raise ValueError(f"widths: expected at least two, for a fit, got {self.widths}")
         return [

@@ -20,8 +20,8 @@ from mftadv.linear import linear_representation
 from mftadv.network import init
 from mftadv.norms import exact_operator_norm, vector_norm
 from mftadv.report import BLUE, GREY, ORANGE, RED
-from mftadv.spec import NetworkSpec, fold_in_loop
-from mftadv.sweep import Cell, sample_of
+from mftadv.spec import NetworkSpec, check_positive, fold_in_loop
+from mftadv.sweep import LARGEST, Cell, sample_of
 
 _ROWS, _COLUMNS = 10, 1000  # K and d of the networks with K > 1
 _EXPONENTS = (1.0, 2.0, math.inf)
@@ -86,7 +86,7 @@ class FiniteWidth(Experiment):
     def cells(self) -> Sequence[Cell]:
         if not self.widths:
             raise ValueError("widths: expected at least one number, got none")
-        widths, L = sorted(set(self.widths)), self.depth
+        widths, L = sorted({check_positive("widths", N, LARGEST) for N in self.widths}), self.depth
         specs = [NetworkSpec(max(N, 100), 1, N, L) for N in widths]
         # ten rows take ten times the memory and up to a hundred times the work: every second width of those that fit
         specs += [NetworkSpec(_COLUMNS, _ROWS, N, L) for N in sorted([N for N in widths if 100 <= N <= 100_000][::-2])]

@@ -27,7 +27,7 @@ from mftadv.experiments._networks import (
 )
 from mftadv.norms import operator_norm
 from mftadv.spec import NetworkSpec, check_exponent, check_positive, representable
-from mftadv.sweep import Cell, sample_of
+from mftadv.sweep import LARGEST, Cell, sample_of
 
 _AFFORDABLE = 10**10  # the cost, in random numbers drawn, of a run that names no number of networks
 _MOST, _LEAST = 64, 16  # networks of each cell of such a run
@@ -122,7 +122,7 @@ class LossBounds(OfNetworks):
         if bad := [eps for eps in self.eps if eps == 0 or not representable(eps, self.dtype)]:
             raise ValueError(f"eps: expected finite numbers > 0 in {self.dtype}, got {bad[0]}")
         for name, value in (*(("dims", d) for d in self.dims), *(("outputs", K) for K in self.outputs)):
-            check_positive(name, value, 2**31 - 1)
+            check_positive(name, value, LARGEST)
 
     def _cells(self) -> Iterator[Cell]:
         """One for each p, q and eps at the inputs; one for each shape and p at gaussian inputs."""

@@ -21,7 +21,7 @@ from mftadv.norms import dual_vector, vector_norm
 from mftadv.report import BLUE, GREY, ORANGE, RED
 from mftadv.spec import NetworkSpec, check_exponent, check_positive, dual_exponent, fold_in_loop
 from mftadv.statistics import Estimate
-from mftadv.sweep import Cell, sample_of
+from mftadv.sweep import LARGEST, Cell, sample_of
 
 _FIRST, _LAST = 2.0, 0.05  # lengths of the segment, for inputs of norm 1
 _STEP = 0.3  # of an input, as a part of the segment's length
@@ -112,11 +112,12 @@ class Supremum(Experiment):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected at least one number, got none")
         for name in ("expansion", "starts", "steps"):
-            check_positive(name, getattr(self, name))
+            check_positive(name, getattr(self, name), LARGEST)
         statistic = Statistic(self._ps, self.starts, self.steps)
-        dims = sorted({check_positive("dims", d) for d in self.dims})
+        dims = sorted({check_positive("dims", d, LARGEST) for d in self.dims})
         if len(dims) < 2:
             raise ValueError(f"dims: expected at least two, for a fit, got {self.dims}")
+        check_positive("expansion", self.expansion, LARGEST // dims[-1])
         return [Cell({"d": d}, NetworkSpec(d, 1, self.expansion * d, self.depth), (), statistic) for d in dims]
 
     @property

@@ -21,7 +21,7 @@ from mftadv.linear import linear_representation
 from mftadv.network import init
 from mftadv.norms import operator_norm
 from mftadv.spec import NetworkSpec
-from mftadv.sweep import Dataset, Observer, sweep
+from mftadv.sweep import Dataset, Observer, as_shard, sweep
 
 _OPTIONS = {"statistic", "network", "grid", "networks", "target", "seed", "x64"}
 
@@ -154,15 +154,17 @@ class SweepFile:
         )  # fmt: skip
 
     def run(
-        self, folder: Path | str | None = None, observer: Observer | None = None, shard: tuple[int, int] = (0, 1)
+        self, folder: Path | str | None = None, observer: Observer | None = None, shard: tuple[int, int] | str = (0, 1)
     ) -> Dataset:
         """Run the sweep, see `mftadv.sweep`.
 
         Args:
             folder: where to store it.
             observer: is told how it goes.
-            shard: (i, n): draw the i-th of n shares of the networks alone; `mftadv.experiments.merge` joins them.
+            shard: (i, n), or "i/n": draw the i-th of n shares of the networks alone, which
+                `mftadv.experiments.merge` joins.
         """
+        shard = as_shard(shard)
         statistic, predictions, static = STATISTICS[self.statistic]
         options = {name: getattr(self, name) for name in ("statistic", "spec", "grid", "seed", "x64")}
 

@@ -15,7 +15,7 @@ from mftadv.experiments import _training_figures
 from mftadv.experiments._trainings import OfTrainings, closed_form, estimate, mean_and_error, running
 from mftadv.spec import check_positive
 from mftadv.statistics import Estimate
-from mftadv.sweep import Cell, sample_of
+from mftadv.sweep import DEEPEST, LARGEST, Cell, sample_of
 
 _QUICK = {"depths": (4, 16), "values": (64.0, 128.0), "steps": 150}
 _TRAINED = 0.8  # the share of the best accuracy of a cell's block and width below which networks count as not trained
@@ -48,7 +48,7 @@ class Trainability(OfTrainings):
     """Its values (default: widths 100 200 400, eps .2 .8 2, s 1.5 2 2.5; --quick: 64 128)."""
     width: int = 200
     """Width N where it is no axis."""
-    blocks: tuple[str, ...] = ("vanilla", "residual", "signed")
+    blocks: tuple[Literal["vanilla", "residual", "signed"], ...] = ("vanilla", "residual", "signed")
     """Kinds of blocks."""
     seeds: int = 5
     """Networks of each point."""
@@ -77,16 +77,18 @@ class Trainability(OfTrainings):
         if check_positive("seeds", self.seeds) < 2:
             raise ValueError(f"seeds: expected at least 2, for an error bar, got {self.seeds}")
         for depth in self.depths:
-            check_positive("depths", depth)
+            check_positive("depths", depth, DEEPEST)
         if not all(0 <= value < math.inf and (value or self.against == "eps") for value in self.values):
             raise ValueError(f"values: expected finite numbers > 0, or 0 for eps, got {self.values}")
+        if not 0 <= self.lower <= 1:
+            raise ValueError(f"lower: expected a number in [0, 1], got {self.lower}")
         depths, values = sorted(set(self.depths)), sorted(set(self.values))
         grid = itertools.product(dict.fromkeys(self.blocks), ("standard", "adversarial"), depths, values)
         return [self._cell(*point) for point in grid]
 
     def _cell(self, block: str, way: str, depth: int, value: float) -> Cell:
-        if self.against == "width" and value != int(value):
-            raise ValueError(f"values: expected integers as widths, got {value!r}")
+        if self.against == "width" and not (value <= LARGEST and value == int(value)):
+            raise ValueError(f"values: expected integers as widths, at most {LARGEST}, got {value!r}")
         width = int(value) if self.against == "width" else self.width
         spec = self.law(width, depth, block)
         if self.against == "weight_variance":  # of shortcuts, in proportion to their default

@@ -37,7 +37,7 @@ from mftadv.experiments.capacity import fit
 from mftadv.network import engine_for
 from mftadv.spec import NetworkSpec, check_positive
 from mftadv.statistics import Estimate
-from mftadv.sweep import Cell
+from mftadv.sweep import DEEPEST, LARGEST, Cell
 from mftadv.training import TrainingConfig, queries_of_training
 
 _QUICK = {"widths": (125, 250, 500, 1000), "depths": (2,), "angles": (0.3,)}
@@ -123,13 +123,15 @@ class TrainingLaw(Experiment):
         if check_positive("steps", self.steps) % 16:
             raise ValueError(f"steps: expected a multiple of 16, got {self.steps}")
         for angle in self.angles:
-            if not 0 < angle <= 1:
-                raise ValueError(f"angles: expected numbers in (0, 1], got {angle!r}")
-        grid = itertools.product(sorted(set(self.depths)), sorted(set(self.angles)), sorted(set(self.widths)))
+            if not 1e-6 <= angle <= 1:
+                raise ValueError(f"angles: expected numbers in [1e-6, 1], got {angle!r}")
+        depths = sorted({check_positive("depths", depth, DEEPEST) for depth in self.depths})
+        widths = sorted({check_positive("widths", width, LARGEST) for width in self.widths})
+        grid = itertools.product(depths, sorted(set(self.angles)), widths)
         return [self._cell(depth, angle, width) for depth, angle, width in grid]
 
     def _cell(self, depth: int, angle: float, width: int) -> Cell:
-        spec = NetworkSpec(self.input_dim, 1, check_positive("widths", width), check_positive("depths", depth), 2.0)
+        spec = NetworkSpec(self.input_dim, 1, width, depth, 2.0)
         x, inputs = self.points.values.astype(self.dtype), len(self.points.values)
         labels = None if self.standard_loss == "none" else self._labels
 

@@ -1,6 +1,7 @@
 """Tables and progress in a terminal."""
 
 import math
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -140,7 +141,8 @@ def notes_of(claims: Iterable[tuple[str, str, str]]) -> list[str]:
 class Terminal(Observer):
     """Shows lines, and the share that is done: a bar, or a line now and then where there is no terminal."""
 
-    def __init__(self, console: Console):
+    def __init__(self):
+        from rich.console import Console
         from rich.progress import (
             BarColumn,
             Progress,
@@ -151,8 +153,9 @@ class Terminal(Observer):
         )
 
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        self.console, self._told = console, time.monotonic()
-        self._bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+        self._told = time.monotonic()
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
         self._task = self._bar.add_task("", total=1.0)
 
     def say(self, line: str) -> None:

@@ -1,16 +1,17 @@
 """Many draws of a network: the only place with a vmap over draws, chunks and device meshes."""
 
 from mftadv.sweep._cells import Cell, Dataset, Observer, Segmented, identity_of_draws, import_xarray
-from mftadv.sweep._compute import compute, shares
+from mftadv.sweep._compute import as_shard, compute, shares
 from mftadv.sweep._dataset import dataset, moments_of, sample_of
 from mftadv.sweep._memory import check_devices, host_memory, memory
 from mftadv.sweep._monte_carlo import Draws, draws, monte_carlo
 from mftadv.sweep._plan import InMemory, Plan, plan_cells
-from mftadv.sweep._program import DEEPEST
+from mftadv.sweep._program import DEEPEST, LARGEST
 from mftadv.sweep._sweep import describe, in_bytes, sweep
 
 __all__ = [
     "DEEPEST",
+    "LARGEST",
     "Cell",
     "Dataset",
     "Draws",
@@ -18,6 +19,7 @@ __all__ = [
     "Observer",
     "Plan",
     "Segmented",
+    "as_shard",
     "check_devices",
     "compute",
     "dataset",

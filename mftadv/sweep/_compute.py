@@ -171,6 +171,20 @@ class _Run:
         return way.networks, {name: each[None] for name, each in way.found.items()}
 
 
+def as_shard(shard: tuple[int, int] | str) -> tuple[int, int]:
+    """(i, n) for the i-th of n shares, which may also be written "i/n".
+
+    Raises:
+        ValueError: it is a text of another form.
+    """
+    if not isinstance(shard, str):
+        return shard
+    share, _, shares = shard.partition("/")
+    if not (share.isdecimal() and shares.isdecimal()):
+        raise ValueError(f"shard: expected i/n, got {shard!r}")
+    return int(share), int(shares)
+
+
 def shares(counts: Sequence[int], shard: tuple[int, int]) -> list[range]:
     """For each cell the networks of the i-th of n shares, (i, n), of so many."""
     i, n = shard

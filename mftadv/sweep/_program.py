@@ -17,7 +17,7 @@ from mftadv.statistics import moments
 from mftadv.sweep._memory import bytes_taken, estimated_bytes, memory
 from mftadv.sweep._static import Static
 
-_LARGEST = 2**31 - 1  # networks of a chunk, and positions in an array, which are counted in int32
+LARGEST = 2**31 - 1  # networks of a chunk, and positions in an array, which are counted in int32
 DEEPEST = 2000  # layers; each is traced and compiled on its own
 _SHARE = 4  # the part of the memory that networks computed in segments may take at once
 _CELLS = 16  # how many times the networks that fit into the memory budget one call draws, cell after cell
@@ -80,7 +80,7 @@ def _check_sizes(spec: NetworkSpec) -> None:
         ValueError: the depth or a dimension is too large.
     """
     for name in ("width", "input_dim", "output_dim"):
-        check_positive(name, getattr(spec, name), _LARGEST)
+        check_positive(name, getattr(spec, name), LARGEST)
     check_positive("depth", spec.depth, DEEPEST)
 
 
@@ -135,7 +135,7 @@ def as_arrays(tree: Any) -> Any:
 
 def even(size: float, num_networks: int, devices: int) -> int:
     """The batch size near `size` that all devices share equally, and whose chunks need the least padding."""
-    num_chunks = math.ceil(num_networks / max(1, min(size, num_networks, _LARGEST)))
+    num_chunks = math.ceil(num_networks / max(1, min(size, num_networks, LARGEST)))
     return math.ceil(math.ceil(num_networks / num_chunks) / devices) * devices
 
 

@@ -16,7 +16,7 @@ from mftadv import store
 from mftadv.spec import NetworkSpec, check_positive
 from mftadv.statistics import Moments
 from mftadv.sweep._cells import Cell, Dataset, Observer, identity_of_draws, import_xarray
-from mftadv.sweep._compute import compute, shares
+from mftadv.sweep._compute import as_shard, compute, shares
 from mftadv.sweep._dataset import moments_of
 from mftadv.sweep._plan import InMemory, Plan, plan_cells
 
@@ -48,7 +48,7 @@ def sweep(
     static: Sequence[str] = (),
     folder: Path | str | None = None,
     mesh: Mesh | None = None,
-    shard: tuple[int, int] | None = None,
+    shard: tuple[int, int] | str | None = None,
     target: float | None = None,
     max_networks: int = 2**20,
     batch_size: int | None = None,
@@ -87,7 +87,7 @@ def sweep(
         folder: where to store what is drawn, see `mftadv.run`; the same call goes on after an interruption, and with
             more networks draws those that are missing.
         mesh: devices over which networks are sharded.
-        shard: (i, n): draw the i-th of n shares of the networks alone; it takes a folder.
+        shard: (i, n), or "i/n": draw the i-th of n shares of the networks alone; it takes a folder.
         target: the relative standard error to reach, or None.
         max_networks: of a point, where the target is not reached before.
         batch_size: networks of a point drawn at once; None to decide by memory.
@@ -111,7 +111,7 @@ def sweep(
     check_positive("num_networks", num_networks)
     if target is not None and not 0 < target < 1:
         raise ValueError(f"target: expected a share in (0, 1), got {target!r}")
-    shard = shard or (0, 1)
+    shard = as_shard((0, 1) if shard is None else shard)
     if not 0 <= shard[0] < shard[1] or (shard[1] > 1 and (folder is None or target is not None)):
         raise ValueError(f"shard: expected (i, n) with 0 <= i < n, a folder and no target, got {shard!r}")
     # Axes that are traced vary fastest, so that points which share a program are next to each other.
@@ -119,7 +119,6 @@ def sweep(
     points = list(_points(statistic, spec, {name: grid[name] for name in dims}, operands, tuple(static)))
     cells = [cell for cell, _ in points]
     planned = plan_cells(cells, key, reduced=True, mesh=mesh)
-    observer.say(f"plan      {describe(planned)}")
     identity = {
         "name": "sweep",
         "axes": {name: len(values) for name, values in grid.items()},
@@ -134,6 +133,7 @@ def sweep(
             opened = store.RunFolder.open(folder, identity, layouts, session, observer.say, reduced=True)
             into = stack.enter_context(opened)
             into.aim([max(num_networks, before) for before in into.networks])
+        observer.say(f"plan      {describe(planned)}")
         counts = [num_networks] * len(cells)
         while True:
             own = shares(counts, shard)

@@ -99,7 +99,7 @@ class TrainingConfig:
         def set_to(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        set_to("steps", check_positive("steps", self.steps))
+        set_to("steps", check_positive("steps", self.steps, 2**31 - 1))
         if self.batch_size is not None:
             set_to("batch_size", check_positive("batch_size", self.batch_size))
         interval = -(-self.steps // 10) if self.evaluate_every is None else self.evaluate_every

@@ -307,7 +307,7 @@ def _batch(key: Array, data: Any, place: Array, size: int) -> tuple[Array, Any]:
     if size == len(x):
         return x, y
     rows = jax.lax.dynamic_slice_in_dim(jax.random.permutation(key, len(x)), place * size, size)
-    return x[rows], None if y is None else y[rows]
+    return jnp.asarray(x)[rows], None if y is None else jnp.asarray(y)[rows]
 
 
 def _descend(

@@ -119,7 +119,8 @@ def candidates_of(net, xs, eps, key, p, q, boxed):
 
         def step(carry, number, rule=rule):
             candidates, memory = carry
-            candidates, values, gradient = _pieces.evaluate(problem, candidates)
+            candidates, values, at = _pieces.evaluate(problem, candidates)
+            candidates, gradient = _pieces.gradients(problem, candidates, values, at)
             eta, memory = rule(problem, candidates, values, gradient, memory, number)
             # The scan refuses a rule whose candidates or memory change in shape or precision.
             return (candidates._replace(eta=eta), memory), (eta, values, candidates.value, candidates.best)
@@ -196,7 +197,7 @@ def test_queries_are_as_many_as_promised():
         base = oracle.value(mf.init(jax.random.key(0), SPEC, "matrix_free", (100, 100)), XS[0])
         problem = Problem(base.network, base, jnp.ones((3, 5)), 5, jnp.ones(1), 2.0, Objective(2.0), (None, None))
         net, eta = piece(problem, base.network, jnp.ones(piece.normals((), 5)))
-        candidates, *_ = _pieces.evaluate(problem, _pieces.start(net, eta))
+        candidates, _ = _pieces.gradients(problem, *_pieces.evaluate(problem, _pieces.start(net, eta)))
         np.testing.assert_array_equal(counts(net) - counts(base.network), piece.queries(5))
         np.testing.assert_array_equal(counts(candidates.network) - counts(net), len(eta))
         return eta
@@ -207,9 +208,9 @@ def test_queries_are_as_many_as_promised():
     found = jax.eval_shape(lambda net: mf.adversarial_loss(net, XS[0], 0.5, 2, 2, jax.random.key(0), attack), network())
     (candidates,), (evaluations,) = found.restarts.shape, found.history.shape
     assert candidates == sum(piece.count for piece in STARTS.values())
-    # x itself, a difference and a cotangent for each evaluation, J by rows, and what Vertices and Axes evaluate
+    # x itself, a difference for each evaluation and a cotangent for each but the last, J by rows, what starts evaluate
     capacity = mf.capacity_for(SPEC, adversarial_loss=1, attack=attack)
-    assert capacity == (1 + candidates * evaluations + 4 + 1, candidates * evaluations + 3)
+    assert capacity == (1 + candidates * evaluations + 4 + 1, candidates * (evaluations - 1) + 3)
 
 
 @pytest.mark.parametrize("norms", NORMS)

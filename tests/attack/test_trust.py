@@ -182,7 +182,7 @@ def test_a_function_that_is_random_at_each_trace_is_refused():
 
 @pytest.mark.slow
 def test_chunks_of_the_jacobian_bound_the_memory():
-    weight, readout = jnp.ones((2000, 200)), jnp.ones((128, 2000))
+    weight, readout = (jax.random.normal(KEY, shape) for shape in ((2000, 200), (128, 2000)))
 
     def model(x):
         return readout @ jax.nn.relu(weight @ x)
