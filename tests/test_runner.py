@@ -409,7 +409,7 @@ def test_networks_too_narrow_for_an_expansion_are_drawn_all_the_same():
 KILLED = """
 import gc, json, os, random, signal, sys, warnings
 warnings.simplefilter("ignore")  # of forks: none of these processes has computed anything
-import h5netcdf, matplotlib.figure, rich.progress, xarray
+import h5netcdf, jinja2, matplotlib.figure, rich.progress, scipy.stats, xarray  # once, and not in every fork
 from mftadv import cli
 from mftadv.experiments import EXPERIMENTS
 from mftadv.sweep import _compute

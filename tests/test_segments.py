@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import errno
+import functools
 import json
 import os
 import shutil
@@ -158,9 +159,12 @@ def content(folder):
         return json.loads((folder / "claims.json").read_text())["claims"], stored.load()
 
 
+once = functools.cache(content)  # of a folder that stays as it is
+
+
 def check_finished(folder, whole):
     """The results are those of a run that nothing interrupted, and nothing else is left."""
-    (claims, data), (expected, uninterrupted) = content(folder), content(whole)
+    (claims, data), (expected, uninterrupted) = content(folder), once(whole)
     xarray.testing.assert_identical(data, uninterrupted)
     assert claims == expected
     assert not checkpoints(folder)
@@ -229,7 +233,7 @@ def test_devices_share_the_networks(tmp_path, computed, whole, kind):
     with pytest.raises(KeyboardInterrupt):
         mf.run(Walks(), tmp_path / "run", mesh=mesh)
     mf.run(Walks(), tmp_path / "run")
-    xarray.testing.assert_allclose(content(tmp_path / "run")[1], content(whole)[1], rtol=1e-6)
+    xarray.testing.assert_allclose(content(tmp_path / "run")[1], once(whole)[1], rtol=1e-6)
 
 
 def test_a_statistic_in_segments_is_a_plain_one_to_monte_carlo_and_sweep():
@@ -274,7 +278,7 @@ def test_half_as_many_networks_where_memory_is_too_small(tmp_path, computed, who
     computed.times.clear()
     computed.stop(2, jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"))
     result = mf.run(Walks(), tmp_path / "run" if stored else None, Budget(NETWORKS), observer=said)
-    xarray.testing.assert_allclose(result.data, content(whole)[1], rtol=1e-6)
+    xarray.testing.assert_allclose(result.data, once(whole)[1], rtol=1e-6)
     assert [line for line in said.lines if line.startswith("out of memory with 8 networks at once: half as many")]
     assert said.shares[-2:] == pytest.approx(other.shares[-2:])  # what is computed again counts once
     if stored:  # nothing is computed twice
@@ -562,7 +566,7 @@ def test_shards_with_networks_on_their_way(tmp_path, computed, whole):
 KILLED = """
 import gc, random, signal, sys, warnings
 warnings.simplefilter("ignore")  # of forks: none of these processes has computed anything
-import h5netcdf, xarray
+import h5netcdf, jinja2, scipy.stats, xarray  # once, and not in every fork
 import mftadv as mf
 from mftadv.experiments import Budget
 from mftadv.sweep import _compute
@@ -600,4 +604,4 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_results(tmp_path, whole):
     for number in range(2):
         check_finished(tmp_path / f"run-{number}", tmp_path / "run")
         assert not [*(tmp_path / f"run-{number}").rglob("*.damaged")]
-    xarray.testing.assert_allclose(content(tmp_path / "run")[1], content(whole)[1], rtol=1e-6)
+    xarray.testing.assert_allclose(content(tmp_path / "run")[1], once(whole)[1], rtol=1e-6)

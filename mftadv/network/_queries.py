@@ -113,6 +113,5 @@ def _count(program: Jaxpr) -> collections.Counter[tuple[int, int]]:
 
 def inner_programs(equation: Any) -> list[Jaxpr]:
     """The programs of the functions, branches and loop bodies that an equation runs."""
-    is_program = lambda value: isinstance(value, ClosedJaxpr | Jaxpr)  # noqa: E731
-    leaves = filter(is_program, jax.tree.leaves(list(equation.params.values()), is_leaf=is_program))
-    return [leaf.jaxpr if isinstance(leaf, ClosedJaxpr) else leaf for leaf in leaves]
+    values = [v for value in equation.params.values() for v in (value if isinstance(value, tuple) else (value,))]
+    return [v.jaxpr if isinstance(v, ClosedJaxpr) else v for v in values if isinstance(v, (ClosedJaxpr, Jaxpr))]

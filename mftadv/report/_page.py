@@ -1,5 +1,6 @@
 """The page of a run: one HTML file with all in it, made from the files of the run's folder."""
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -111,6 +112,12 @@ def _picture(folder: Path, name: str) -> Picture:
 
 def render(template: str, **values: Any) -> str:
     """A page from a template of this package; all values are escaped."""
+    return _environment().get_template(template).render(**values)
+
+
+@functools.cache
+def _environment() -> Any:
+    """Where the templates of this package are, each compiled once."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -121,7 +128,7 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.globals |= {"number": number, "sentence": sentence, "coordinates": _coordinates, "verdicts": VERDICTS}
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def claims_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -142,15 +142,16 @@ def checksum_or_none(path: Path) -> str | None:
 
 def _canonical(value: Any) -> str:
     """One text for values that are equal: 2.0 and 2 are, true and 1 are not."""
+    return json.dumps(_whole(value), sort_keys=True, allow_nan=False)
 
-    def whole(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: whole(each) for name, each in value.items()}
-        if isinstance(value, list):
-            return [whole(each) for each in value]
-        return int(value) if isinstance(value, float) and value.is_integer() else value
 
-    return json.dumps(whole(value), sort_keys=True, allow_nan=False)
+def _whole(value: Any) -> Any:
+    """A JSON value whose whole numbers are integers."""
+    if isinstance(value, dict):
+        return {name: _whole(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_whole(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _show(value: Any) -> str:

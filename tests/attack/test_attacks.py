@@ -20,7 +20,7 @@ ALL = mf.Attack(STARTS, (PowerMethod(2), Ascent(6)))
 FEW = mf.Attack((LinearStarts(1), RandomStarts(1)), (Ascent(2),))
 FGSM = mf.Attack((RandomStarts(1),), (PowerMethod(1),))
 SPEC = mf.NetworkSpec(5, 2, 8, 2, 1.8, 0.3)
-NET, XS = mf.init(jax.random.key(0), SPEC), jax.random.normal(jax.random.key(1), (3, 5))
+NET, XS = jax.jit(mf.init)(jax.random.key(0), SPEC), jax.random.normal(jax.random.key(1), (3, 5))
 KEY = jax.random.key(2)
 
 

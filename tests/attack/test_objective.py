@@ -16,7 +16,7 @@ from tests import reference
 
 INF = math.inf
 KEY = jax.random.key(2)
-NET = mf.init(jax.random.key(0), mf.NetworkSpec(2, 3, 12, 2, 2.0, 0.3))
+NET = jax.jit(mf.init)(jax.random.key(0), mf.NetworkSpec(2, 3, 12, 2, 2.0, 0.3))
 XS = jnp.array([[0.9, -0.4], [0.3, 1.1], [-1.2, 0.2]])
 TARGETS = jnp.eye(3)
 STEPS, EPS = 5, 0.8
