@@ -112,6 +112,15 @@ def test_without_weight_of_the_adversary_it_is_a_loop_over_optax(x64, output_dim
             np.testing.assert_array_equal(mine, theirs)
 
 
+def test_data_may_be_of_numpy():
+    """Also where a step is traced, and takes a batch by numbers that are not known."""
+    config = training.TrainingConfig(1, 0.05, 0.4, adversarial=None, batch_size=BATCH)
+    state, points = training.init(mf.init(KEY, mf.NetworkSpec(5, 3, 8, 1)), config), data(3)
+    step = jax.jit(lambda state: training.step(KEY, state, tuple(map(np.asarray, points)), config).network.params)
+    expected = jax.jit(training.step)(KEY, state, points, config).network.params
+    jax.tree.map(np.testing.assert_array_equal, step(state), expected)
+
+
 @pytest.mark.slow
 def test_every_step_perturbs_anew():
     """From the same network and inputs the same step leads to the same network, another one to another."""
