@@ -21,7 +21,7 @@ from mftadv.network import (
 from mftadv.norms import vector_norm
 from mftadv.spec import fold_in_loop, key_for
 from mftadv.theory import alpha
-from mftadv.training._config import LOSSES, TrainingConfig, targets_of
+from mftadv.training._config import LOSSES, Data, TrainingConfig, targets_of
 
 
 class State(NamedTuple):
@@ -99,9 +99,7 @@ def init(network: Network, config: TrainingConfig) -> State:
     return State(network, optimizer, jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32), zero, zero)
 
 
-def step(
-    key: Key[Array, ""], state: State, data: tuple[Float[Array, "n d"], Int[Array, " n"] | None], config: TrainingConfig
-) -> State:
+def step(key: Key[Array, ""], state: State, data: Data, config: TrainingConfig) -> State:
     """One step: a batch, its worst perturbations eta as far as the attack finds them, a step down the gradient there.
 
     Beside it goes an identity. In W_l, b_l, ..., b_L together f of a "vanilla" network is homogeneous of degree one,
