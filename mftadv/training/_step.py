@@ -116,7 +116,7 @@ def step(key: Key[Array, ""], state: State, data: Data, config: TrainingConfig) 
         key: of the whole training of this network: step t draws its perturbations
             from fold_in(key, t), and epoch e its order.
         state: before the step.
-        data: inputs, and labels or None.
+        data: inputs [n, d], and labels [n] or None.
         config: how it is trained; its leaves are traced.
 
     Returns:
@@ -124,7 +124,7 @@ def step(key: Key[Array, ""], state: State, data: Data, config: TrainingConfig) 
 
     Source: ours; in the limit of small r the identity is d|W_l|^2/dt = -2 <f, dL_std/df> - 2 lambda L_adv.
     """
-    n = len(data[0])
+    n = jnp.shape(data[0])[0]
     size = min(config.batch_size or n, n)
     epoch, place = state.step // (n // size), state.step % (n // size)
     batch_key, attack_key = fold_in_loop(key_for("step", key), [[0, epoch], [1, state.step]])
