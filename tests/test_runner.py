@@ -393,7 +393,7 @@ def test_results_that_do_not_fit_are_refused_before_a_folder_is_begun_but_for_th
     for folder in ("new", "toy-{}", None):
         with pytest.raises(ValueError, match=r"networks: expected results whose analysis fits into 97\.7 KiB"):
             mf.run(Toy(), tmp_path / folder if folder else None, observer=said)
-    assert not said.lines
+    assert said.lines == ["run       toy"] * 3
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert mf.run(Toy(), tmp_path / "run").data.sizes["network"] == 30
 

@@ -137,18 +137,19 @@ def run(
     budget, observer = budget or Budget(), observer or Observer()
     import_xarray()  # before any work
     with jax.enable_x64(experiment.x64), contextlib.ExitStack() as stack:
-        # Whatever can be refused is, before a folder is begun and a line is said.
         cells = experiment.cells()
         key = fastest_key(experiment.seed) if key is None else key
         about = experiment.describe(cells)
+        observer.say(f"run       {experiment.name}")  # planning may take seconds
+        for line in about:
+            observer.say(line)
+        # Whatever else can be refused is, before a folder is begun.
         plan = plan_cells(cells, key, mesh=mesh)
         _check_memory(plan, [2] * len(cells))
         identity = identity_of(experiment, cells, key)
         counts = _counts(experiment, plan, budget, _networks_there(folder, identity))
-        into, where = InMemory(), "not stored"
-        if budget.dry_run:
-            where = "nothing is drawn"
-        elif folder is not None:
+        into = InMemory()
+        if folder is not None and not budget.dry_run:
             numbers = range(len(cells))
             layouts = {
                 "layouts": [plan.layout(i) for i in numbers],
@@ -158,10 +159,7 @@ def run(
             into = stack.enter_context(open_run(folder, identity, layouts, session, observer))
             counts = _counts(experiment, plan, budget, into.networks)
             into.aim(counts)
-            where = f"in {into.path}"
-        observer.say(f"run       {experiment.name}, {where}")
-        for line in about:
-            observer.say(line)
+            observer.say(f"folder    {into.path}")
         _say_plan(observer, experiment, plan, counts)
         if budget.dry_run:
             return Result(experiment, None, None, ())

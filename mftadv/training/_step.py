@@ -181,10 +181,7 @@ def _changed(key: Array, base: Evaluation, x: Array, targets: Array | None, conf
 def search(
     key: Key[Array, ""], base: Evaluation, x: Array, targets: Array | None, config: TrainingConfig
 ) -> tuple[AdversarialLoss, Network]:
-    """The worst perturbations for the loss that is trained on, as far as the attack finds them, and the network to use.
-
-    The configuration has an adversary.
-    """
+    """The worst perturbations for the adversarial loss that is trained on, as far as found, and the network to use."""
     return attacked(key, base, x, _attacked_loss(config), targets, config)
 
 
