@@ -17,6 +17,7 @@ from jax.core import Tracer
 __all__ = ["BLOCKS", "NetworkSpec", "check_exponent", "check_key", "dual_exponent", "key_for"]
 
 BLOCKS = ("vanilla", "residual", "signed")
+LARGEST = 2**31 - 1  # steps, networks of a chunk, and positions in an array, which are counted in int32
 
 _SHAPE_FIELDS = ("input_dim", "output_dim", "width", "depth")
 _LEAF_FIELDS = ("weight_variance", "bias_variance", "positive_slope", "negative_slope")

@@ -287,11 +287,11 @@ def open_run(
 
 def _networks_there(folder: Path | str | None, identity: Mapping[str, Any]) -> Sequence[int]:
     """How many networks each cell has in the run that would be gone on with, none where a new one would be begun."""
+    if folder is None:
+        return ()
     with contextlib.suppress(ValueError):
-        if (
-            folder is not None
-            and (record := store.read_record(next(_candidates(folder, identity)))).identity == identity
-        ):
+        record = store.read_record(next(_candidates(folder, identity)))
+        if record.identity == identity:
             return record.networks
     return ()
 

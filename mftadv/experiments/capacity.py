@@ -17,9 +17,9 @@ from mftadv.experiments._trainings import (
     relative_fisher_rao,
     running,
 )
-from mftadv.spec import check_positive
+from mftadv.spec import LARGEST, check_positive
 from mftadv.statistics import Estimate
-from mftadv.sweep import LARGEST, Cell
+from mftadv.sweep import Cell
 
 
 class Fit(NamedTuple):

@@ -20,8 +20,8 @@ from mftadv.linear import linear_representation
 from mftadv.network import init
 from mftadv.norms import exact_operator_norm, vector_norm
 from mftadv.report import BLUE, GREY, ORANGE, RED
-from mftadv.spec import NetworkSpec, check_positive, fold_in_loop
-from mftadv.sweep import LARGEST, Cell, sample_of
+from mftadv.spec import LARGEST, NetworkSpec, check_positive, fold_in_loop
+from mftadv.sweep import Cell, sample_of
 
 _ROWS, _COLUMNS = 10, 1000  # K and d of the networks with K > 1
 _EXPONENTS = (1.0, 2.0, math.inf)

@@ -26,8 +26,8 @@ from mftadv.experiments._networks import (
     width_effect,
 )
 from mftadv.norms import operator_norm
-from mftadv.spec import NetworkSpec, check_exponent, check_positive, representable
-from mftadv.sweep import LARGEST, Cell, sample_of
+from mftadv.spec import LARGEST, NetworkSpec, check_exponent, check_positive, representable
+from mftadv.sweep import Cell, sample_of
 
 _AFFORDABLE = 10**10  # the cost, in random numbers drawn, of a run that names no number of networks
 _MOST, _LEAST = 64, 16  # networks of each cell of such a run

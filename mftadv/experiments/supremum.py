@@ -19,9 +19,9 @@ from mftadv.linear import linear_representation
 from mftadv.network import init
 from mftadv.norms import dual_vector, vector_norm
 from mftadv.report import BLUE, GREY, ORANGE, RED
-from mftadv.spec import NetworkSpec, check_exponent, check_positive, dual_exponent, fold_in_loop
+from mftadv.spec import LARGEST, NetworkSpec, check_exponent, check_positive, dual_exponent, fold_in_loop
 from mftadv.statistics import Estimate
-from mftadv.sweep import LARGEST, Cell, sample_of
+from mftadv.sweep import Cell, sample_of
 
 _FIRST, _LAST = 2.0, 0.05  # lengths of the segment, for inputs of norm 1
 _STEP = 0.3  # of an input, as a part of the segment's length

@@ -13,9 +13,9 @@ from mftadv import report, theory
 from mftadv.compare import Claim, Judgement
 from mftadv.experiments import _training_figures
 from mftadv.experiments._trainings import OfTrainings, closed_form, estimate, mean_and_error, running
-from mftadv.spec import check_positive
+from mftadv.spec import LARGEST, check_positive
 from mftadv.statistics import Estimate
-from mftadv.sweep import DEEPEST, LARGEST, Cell, sample_of
+from mftadv.sweep import DEEPEST, Cell, sample_of
 
 _QUICK = {"depths": (4, 16), "values": (64.0, 128.0), "steps": 150}
 _TRAINED = 0.8  # the share of the best accuracy of a cell's block and width below which networks count as not trained

@@ -35,9 +35,9 @@ from mftadv.experiments._trainings import (
 )
 from mftadv.experiments.capacity import fit
 from mftadv.network import engine_for
-from mftadv.spec import NetworkSpec, check_positive
+from mftadv.spec import LARGEST, NetworkSpec, check_positive
 from mftadv.statistics import Estimate
-from mftadv.sweep import DEEPEST, LARGEST, Cell
+from mftadv.sweep import DEEPEST, Cell
 from mftadv.training import TrainingConfig, queries_of_training
 
 _QUICK = {"widths": (125, 250, 500, 1000), "depths": (2,), "angles": (0.3,)}

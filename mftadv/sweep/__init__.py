@@ -6,12 +6,11 @@ from mftadv.sweep._dataset import dataset, moments_of, sample_of
 from mftadv.sweep._memory import check_devices, host_memory, memory
 from mftadv.sweep._monte_carlo import Draws, draws, monte_carlo
 from mftadv.sweep._plan import InMemory, Plan, plan_cells
-from mftadv.sweep._program import DEEPEST, LARGEST
+from mftadv.sweep._program import DEEPEST
 from mftadv.sweep._sweep import describe, in_bytes, sweep
 
 __all__ = [
     "DEEPEST",
-    "LARGEST",
     "Cell",
     "Dataset",
     "Draws",

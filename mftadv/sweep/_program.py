@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mftadv.spec import NetworkSpec, check_key, check_positive
+from mftadv.spec import LARGEST, NetworkSpec, check_key, check_positive
 from mftadv.statistics import moments
 from mftadv.sweep._memory import bytes_taken, estimated_bytes, memory
 from mftadv.sweep._static import Static
 
-LARGEST = 2**31 - 1  # networks of a chunk, and positions in an array, which are counted in int32
 DEEPEST = 2000  # layers; each is traced and compiled on its own
 _SHARE = 4  # the part of the memory that networks computed in segments may take at once
 _CELLS = 16  # how many times the networks that fit into the memory budget one call draws, cell after cell

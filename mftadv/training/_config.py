@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from mftadv.attack import Attack, named_attack
-from mftadv.spec import NetworkSpec, check_exponent, check_positive, concrete
+from mftadv.spec import LARGEST, NetworkSpec, check_exponent, check_positive, concrete
 
 TRAINABLE = ("weights", "biases", "readout")
 ADVERSARIAL = ("paper", "madry")
@@ -99,7 +99,7 @@ class TrainingConfig:
         def set_to(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        set_to("steps", check_positive("steps", self.steps, 2**31 - 1))
+        set_to("steps", check_positive("steps", self.steps, LARGEST))
         if self.batch_size is not None:
             set_to("batch_size", check_positive("batch_size", self.batch_size))
         interval = -(-self.steps // 10) if self.evaluate_every is None else self.evaluate_every
