@@ -58,6 +58,7 @@ def main() -> None:
             print(f'mftadv: the command line needs `pip install "mftadv[cli]"` ({error})', file=sys.stderr)
             status = 2
         else:
+            use_a_device_for_each_core()
             use_compilation_cache()
             status = cli.main()
     except KeyboardInterrupt:
@@ -68,6 +69,16 @@ def main() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)  # at once: the interpreter would wait for a compiler that is at work in a thread
+
+
+def use_a_device_for_each_core() -> None:
+    """Let each core be a device with networks of its own, see `mftadv.sweep.all_devices`, unless the user says else."""
+    if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    import jax
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    jax.config.update("jax_num_cpu_devices", cores or 1)
 
 
 def use_compilation_cache() -> None:

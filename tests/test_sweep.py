@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import gc
+import re
 import weakref
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ import pytest
 
 from mftadv.linear import linear_representation
 from mftadv.network import init
+from mftadv.norms import operator_norm
 from mftadv.spec import NetworkSpec
 from mftadv.statistics import Moments, merge
 from mftadv.sweep import _memory, _program, draws, monte_carlo
@@ -75,6 +77,44 @@ def test_four_devices_are_one(whole, shape, batch_size):
         statistic, jax.random.key(0), SPEC, jnp.ones(5), num_networks=37, batch_size=batch_size, mesh=mesh
     )
     assert_same(sharded, whole)
+
+
+@pytest.mark.slow
+def test_all_devices_share_the_networks_where_none_are_named(whole):
+    key, x = jax.random.key(0), jnp.ones(5)
+    assert _memory.all_devices() is None  # as the tests name one, which this one takes back
+    with jax.default_device(None):
+        assert _memory.all_devices().size == len(jax.devices()) == 4
+        assert_same(monte_carlo(statistic, key, SPEC, x, num_networks=37), whole)
+        assert draws(statistic, key, SPEC, x, num_networks=37, batch_size=5).batch_size == 8
+        assert draws(statistic, key, SPEC, x, num_networks=3).batch_size == 3  # three of the devices
+
+
+def test_devices_that_have_nothing_to_do_or_no_room_are_left_out(monkeypatch):
+    mesh = jax.make_mesh((2, 2), ("a", "b"))
+    monkeypatch.setattr(_memory, "host_memory", lambda: 1000.0)
+    sizes = [
+        _memory.enough_devices(mesh, *each).size for each in ((9, 1), (3, 1), (1, 1), (9, 200), (9, 400), (9, 1000))
+    ]
+    assert sizes == [4, 3, 1, 2, 1, 1]
+    assert _memory.enough_devices(mesh, 4, 1) is mesh
+    assert _memory.enough_devices(None, 4, 1) is None
+    assert _memory.memory(mesh)[0] == 250
+
+
+def test_lapack_meets_one_matrix_at_a_time_where_devices_share_threads():
+    """A batch would be divided among threads that all devices wait for (jaxlib before 0.11)."""
+
+    def norm(key, spec):
+        return operator_norm(jax.random.normal(key, (3, 2, 4)), 2, 2).lower
+
+    traced = _program.trace(norm, jax.random.key(0), SPEC, ())
+    mesh = jax.make_mesh((2,), ("networks",), devices=jax.devices()[:2])
+    _program.compile_program(traced, 10, mesh=mesh)
+    ((program, _),) = traced.compiled.values()
+    calls = [line for line in program.as_text().splitlines() if "lapack_sgesdd" in line]
+    assert calls
+    assert not any(re.search(r"f32\[\d+,\d+,\d+\]", line.replace("f32[1,", "f32[")) for line in calls)
 
 
 @pytest.mark.slow

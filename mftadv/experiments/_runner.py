@@ -26,6 +26,7 @@ from mftadv.sweep import (
     compute,
     dataset,
     describe,
+    enough_devices,
     host_memory,
     identity_of_draws,
     import_xarray,
@@ -122,7 +123,7 @@ def run(
         budget: how much to compute, and how.
         key: the root key; network i of every cell has fold_in(key, i). None for the fastest kind of key that is safe
             under vmap and sharding, from the experiment's seed.
-        mesh: a `jax.sharding.Mesh` over whose devices networks are sharded.
+        mesh: a `jax.sharding.Mesh` over whose devices networks are sharded; None for all devices of this process.
         observer: is told how it goes.
 
     Returns:
@@ -155,7 +156,7 @@ def run(
                 "layouts": [plan.layout(i) for i in numbers],
                 "on_their_way": [plan.layout_on_the_way(i) for i in numbers],
             }
-            session = store.provenance(mesh=mesh, batch_size=budget.batch_size)
+            session = store.provenance(mesh=plan.mesh, batch_size=budget.batch_size)
             into = stack.enter_context(open_run(folder, identity, layouts, session, observer))
             counts = _counts(experiment, plan, budget, into.networks)
             into.aim(counts)
@@ -328,7 +329,7 @@ def _check_memory(plan: Plan, counts: Sequence[int]) -> None:
     """
     each = max(traced.bytes_each for traced in plan.groups)
     results = sum(count * plan.bytes_stored(i) for i, count in enumerate(counts))
-    available, host = memory(plan.mesh)[0], host_memory()
+    available, host = memory(enough_devices(plan.mesh, 1, each))[0], host_memory()
     if each > 2 * available:
         raise ValueError(
             f"width: expected networks that fit into {in_bytes(available)} of memory, "

@@ -64,7 +64,7 @@ def exact_operator_norm(matrix: Float[Array, "*batch K d"], p: float, q: float) 
         return jnp.max(vector_norm(matrix, dual_exponent(p)), axis=-1)
     if p == 1 or d == 1:
         return jnp.max(vector_norm(jnp.swapaxes(matrix, -1, -2), q), axis=-1)
-    return jnp.linalg.norm(matrix, 2, axis=(-2, -1))
+    return _largest_singular_value(matrix)
 
 
 @in_single
@@ -123,6 +123,20 @@ def operator_norm(
         upper = jnp.maximum(_bound(matrix, p, q), lower)
     finite = jnp.isfinite(largest)
     return OperatorNorm(jnp.where(finite, unit * lower, largest), jnp.where(finite, unit * upper, largest), exact)
+
+
+def _largest_singular_value(matrix: Array) -> Array:
+    """Of each matrix of a batch, on processors one after the other.
+
+    LAPACK as called by jaxlib before 0.11 divides a batch among the threads of the process and waits for them. Where
+    each of these threads waits, since several devices call it at once, nothing goes on any more.
+    """
+    if matrix.ndim == 2:
+        return jnp.linalg.norm(matrix, 2)
+    one_by_one = lambda flat: jax.lax.map(_largest_singular_value, flat)  # noqa: E731
+    at_once = lambda flat: jnp.linalg.norm(flat, 2, axis=(-2, -1))  # noqa: E731
+    flat = matrix.reshape(-1, *matrix.shape[-2:])
+    return jax.lax.platform_dependent(flat, cpu=one_by_one, default=at_once).reshape(matrix.shape[:-2])
 
 
 def _is_computable(p: float, q: float, shape: tuple[int, int]) -> bool:

@@ -125,7 +125,7 @@ class _Run:
                 else:
                     chunk, drawn = self._in_segments(at, chunk)
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
-                if not _out_of_memory(error) or size <= (self.plan.mesh.size if self.plan.mesh else 1):
+                if not _out_of_memory(error) or size <= self.program(at).devices:
                     raise
                 self.observer.say(f"out of memory with {size} networks at once: half as many from here on")
                 group = self.plan.group_of[at[0]]

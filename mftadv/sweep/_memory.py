@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend.core import Jaxpr, Literal
 from jax.sharding import Mesh
 
@@ -33,15 +34,40 @@ def check_devices() -> None:
         raise RuntimeError(f"JAX finds no device of the platform {platforms!r}: {error}") from None
 
 
+def all_devices() -> Mesh | None:
+    """The devices of this process as a mesh; None where there is one, or `jax_default_device` says which."""
+    named = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    devices = jax.local_devices()
+    return Mesh(np.array(devices), ("networks",)) if named is None and len(devices) > 1 else None
+
+
+def is_on_cpu(mesh: Mesh | None) -> bool:
+    """Whether the devices of a mesh, or for None the default one, are processors, which share the host's memory."""
+    return _first(mesh).platform == "cpu"
+
+
+def enough_devices(mesh: Mesh | None, num_networks: int, bytes_each: int) -> Mesh | None:
+    """The part of a mesh that has something to do, and room: a network for each of its devices at once."""
+    if mesh is None:
+        return None
+    room = host_memory() // (2 * bytes_each) if is_on_cpu(mesh) else math.inf
+    count = int(max(1, min(mesh.size, num_networks, room)))
+    return mesh if count == mesh.size else Mesh(mesh.devices.flat[:count], ("networks",))
+
+
 def memory(mesh: Mesh | None) -> tuple[float, int]:
     """Bytes of each device: those that are free, inf where that is not known, and those a chunk may take."""
-    device = mesh.devices.flat[0] if mesh else jax.devices()[0]
-    if device.platform == "cpu":
-        free = host_memory()
+    device = _first(mesh)
+    if is_on_cpu(mesh):
+        free = host_memory() / (mesh.size if mesh else 1)
         return free, int(min(_CPU_BUDGET, free // 4))
     stats = device.memory_stats() or {}
     total = stats.get("bytes_limit", math.inf)
     return total, int(total - stats.get("bytes_in_use", 0)) // 2 if math.isfinite(total) else _CPU_BUDGET
+
+
+def _first(mesh: Mesh | None) -> Any:
+    return mesh.devices.flat[0] if mesh else jax.devices()[0]
 
 
 def host_memory() -> float:

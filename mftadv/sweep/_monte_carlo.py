@@ -13,6 +13,7 @@ from jaxtyping import Array, Key
 
 from mftadv.spec import NetworkSpec, check_positive
 from mftadv.statistics import Moments, merge, to_host
+from mftadv.sweep._memory import all_devices
 from mftadv.sweep._program import compile_program, trace
 
 Statistic = Callable[..., Any]
@@ -53,7 +54,7 @@ def monte_carlo(
             moments of one longer run.
         batch_size: networks drawn at once; None takes about as many as half of an accelerator's free memory, or 16 MiB
             on a CPU, can hold.
-        mesh: a `jax.sharding.Mesh` over whose devices the draws of a chunk are sharded; None runs on one device.
+        mesh: a `jax.sharding.Mesh` over whose devices the draws of a chunk are sharded; None for all of this process.
         progress: called as progress(networks done, networks in all) after every chunk.
 
     Returns:
@@ -137,8 +138,9 @@ def draws(
         raise ValueError(f"mesh: expected a jax.sharding.Mesh or None, got {type(mesh).__name__}")
     start = time.perf_counter()
     traced = trace(statistic, key, spec, operands)
+    mesh = all_devices() if mesh is None else mesh
     program = compile_program(traced, num_networks, batch_size=batch_size, mesh=mesh, reduced=reduced)
-    each = program.bytes_taken * (mesh.size if mesh else 1) // program.batch_size
+    each = program.bytes_taken * program.devices // program.batch_size
     return Draws(
         num_networks, int(first), program.batch_size, each, time.perf_counter() - start,
         lambda index, count: program.call(index, count, traced.spec, traced.operands), reduced,

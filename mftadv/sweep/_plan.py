@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from mftadv.statistics import Moments
 from mftadv.store import PROGRESS, Part, RunFolder, gaps
 from mftadv.sweep._cells import Cell, Segmented
+from mftadv.sweep._memory import all_devices
 from mftadv.sweep._program import Traced, as_arrays, trace
 from mftadv.sweep._static import Static
 
@@ -133,7 +134,7 @@ def plan_cells(cells: Sequence[Cell], key: jax.Array, *, reduced: bool = False, 
         cells: at least one.
         key: the root key; network i of every cell has fold_in(key, i).
         reduced: whether networks are reduced to `Moments`.
-        mesh: the devices over which networks are sharded, or None.
+        mesh: the devices over which networks are sharded; None for all of this process.
 
     Raises:
         ValueError: there is no cell, or `monte_carlo` would refuse a cell's statistic or the key.
@@ -162,7 +163,7 @@ def plan_cells(cells: Sequence[Cell], key: jax.Array, *, reduced: bool = False, 
         tuple(0 if each else None for each in varied) if any(varied) and traced.state is None else None
         for varied, traced in zip(differs, groups, strict=True)
     ]
-    return Plan(cells, groups, group_of, axes, reduced, mesh)
+    return Plan(cells, groups, group_of, axes, reduced, all_devices() if mesh is None else mesh)
 
 
 def names(tree: Any) -> dict[str, Any]:

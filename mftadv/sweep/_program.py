@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mftadv.spec import LARGEST, NetworkSpec, check_key, check_positive
 from mftadv.statistics import moments
-from mftadv.sweep._memory import bytes_taken, estimated_bytes, memory
+from mftadv.sweep._memory import bytes_taken, enough_devices, estimated_bytes, is_on_cpu, memory
 from mftadv.sweep._static import Static
 
 DEEPEST = 2000  # layers; each is traced and compiled on its own
@@ -57,6 +57,7 @@ class Program:
     Attributes:
         num_cells: cells at once; None for one cell, whose results have no axis of cells.
         batch_size: networks at once, padding included.
+        devices: how many devices share them.
         bytes_taken: bytes that a device needs beside the arguments, as compiled.
         compile_seconds: what compiling took.
         call: call(first, count, spec, operands) -> the statistic of networks first ... first + batch_size - 1, [C, R,
@@ -67,6 +68,7 @@ class Program:
 
     num_cells: int | None
     batch_size: int
+    devices: int
     bytes_taken: int
     compile_seconds: float
     call: Callable[..., Any]
@@ -157,13 +159,14 @@ def compile_program(
         axes: for each leaf of (spec, operands) 0 where it has a leading axis of cells, None where all cells share it;
             None for one cell.
         num_cells: how many cells there are; a call takes as many as make it worth its while, one after the other.
-        mesh: the devices, or None.
+        mesh: the devices, of which no more are used than there are networks and room for them; or None.
         reduced: whether the networks of a chunk are reduced to `Moments`.
 
     Raises:
         ValueError: a chunk does not fit into memory.
     """
     start = time.perf_counter()
+    mesh = enough_devices(mesh, num_networks, traced.bytes_each)
     devices = mesh.size if mesh else 1
     limit, budget = memory(mesh)
     scalar = jax.ShapeDtypeStruct((), np.uint32)
@@ -211,7 +214,7 @@ def compile_program(
         state, found = program(traced.key, np.uint32(first), np.uint32(count), spec, operands, point)
         return state, jax.device_get(found)
 
-    return Program(cells, size, taken, time.perf_counter() - start, call)
+    return Program(cells, size, devices, taken, time.perf_counter() - start, call)
 
 
 def _stacked(tree: Any, axes: tuple[int | None, ...] | None, cells: int | None) -> Any:
@@ -256,14 +259,17 @@ def _programs(statistic: Static, structure: Hashable) -> tuple[Any, Any, dict[An
             keys = jax.lax.map(lambda i: jax.random.fold_in(key, i), first + position)
 
             def of_cell(spec, operands):
+                def network(key, state):
+                    return one(statistic, key, spec, operands, None if point is None else (point[0], state))
+
+                states = None if point is None else point[1]
                 if local == 1:  # a vmap takes both branches of a condition, and products of one row slower code
-                    here = None if point is None else (point[0], jax.tree.map(lambda value: value[0], point[1]))
-                    values = one(statistic, keys[0], spec, operands, here)
+                    values = network(keys[0], jax.tree.map(lambda value: value[0], states))
                     values = jax.tree.map(lambda value: value[None], values)
+                elif mesh and is_on_cpu(mesh):  # a core multiplies one matrix faster than a batch of them
+                    values = jax.lax.map(lambda each: network(*each), (keys, states))
                 else:
-                    each = None if point is None else (None, 0)
-                    network = lambda key, point: one(statistic, key, spec, operands, point)  # noqa: E731
-                    values = jax.vmap(network, (0, each))(keys, point)
+                    values = jax.vmap(network)(keys, states)
                 return jax.tree.map(lambda value: moments(value, position < count), values) if reduced else values
 
             if axes is None:

@@ -86,7 +86,7 @@ def sweep(
         static: those keyword arguments that are constants of the program, such as exponents of norms.
         folder: where to store what is drawn, see `mftadv.run`; the same call goes on after an interruption, and with
             more networks draws those that are missing.
-        mesh: devices over which networks are sharded.
+        mesh: devices over which networks are sharded; None for all of this process.
         shard: (i, n), or "i/n": draw the i-th of n shares of the networks alone; it takes a folder.
         target: the relative standard error to reach, or None.
         max_networks: of a point, where the target is not reached before.
@@ -129,7 +129,7 @@ def sweep(
         into: Any = InMemory()
         if folder is not None:
             layouts = [planned.layout(i) for i in range(len(cells))]
-            session = store.provenance(mesh=mesh, batch_size=batch_size)
+            session = store.provenance(mesh=planned.mesh, batch_size=batch_size)
             opened = store.RunFolder.open(folder, identity, layouts, session, observer.say, reduced=True)
             into = stack.enter_context(opened)
             into.aim([max(num_networks, before) for before in into.networks])
