@@ -1,10 +1,13 @@
-"""`python -m mftadv`, and the command `mftadv`: what can go wrong before the command line itself is imported."""
+"""`python -m mftadv`, and the command `mftadv`: the process of a command, and how it ends when something goes wrong."""
 
 import contextlib
 import os
+import re
 import signal
 import sys
+import traceback
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +49,15 @@ class Output:
 
 
 def main() -> None:
-    """Run the command line and leave with its exit status, see `mftadv.cli.main`."""
+    """Run the command line and leave with its exit status."""
     status = 130
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
             signal.signal(number, interrupt)
         sys.stdout, sys.stderr = (Output(stream or open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
-        try:
-            from mftadv import cli
-        except ModuleNotFoundError as error:
-            print(f'mftadv: the command line needs `pip install "mftadv[cli]"` ({error})', file=sys.stderr)
-            status = 2
-        else:
-            use_a_device_for_each_core()
-            use_compilation_cache()
-            status = cli.main()
+        use_a_device_for_each_core()
+        use_compilation_cache()
+        status = command_line(sys.argv[1:])
     except KeyboardInterrupt:
         print("mftadv: interrupted", file=sys.stderr)
     except SystemExit as stop:
@@ -69,6 +66,61 @@ def main() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)  # at once: the interpreter would wait for a compiler that is at work in a thread
+
+
+def command_line(arguments: Sequence[str]) -> int:
+    """Run a command; what goes wrong is one line.
+
+    Returns:
+        The exit status: 0 when every claim that should hold holds (or is underpowered), 1 when one fails and for
+        nothing else, 2 for bad usage, 3 when the machine fails (memory, disk), 4 for an error in this program, 130 for
+        an interruption.
+    """
+    if arguments == ["--version"]:
+        from mftadv import __version__
+
+        print(f"mftadv {__version__}")
+        return 0
+    try:
+        from mftadv import cli
+        from mftadv.experiments import EXPERIMENTS
+    except ModuleNotFoundError as error:
+        print(f'mftadv: the command line needs `pip install "mftadv[cli]"` ({error})', file=sys.stderr)
+        return 2
+    try:
+        return cli.main(arguments)
+    except (Exception, KeyboardInterrupt) as error:
+        status, message = failure(error, options=bool(EXPERIMENTS.keys() & arguments[:1]))
+        print(message, file=sys.stderr)
+        return status
+
+
+def failure(error: BaseException, options: bool) -> tuple[int, str]:
+    """The exit status, see `command_line`, and what is to be printed.
+
+    Args:
+        error: what was raised.
+        options: whether the arguments that it names are options of the command.
+    """
+    match error:
+        case KeyboardInterrupt():
+            status, message = 130, "interrupted; the same command goes on from what is stored"
+        case ValueError():
+            status, message = 2, _with_options(str(error)) if options else str(error)
+        case OSError() | MemoryError() | OverflowError() | RuntimeError():
+            status, message = 3, f"{type(error).__name__}: {error}"[:300]
+        case _:
+            return 4, "".join(traceback.format_exception(error)).rstrip()
+    return status, f"mftadv: {' '.join(message.split())}"
+
+
+def _with_options(message: str) -> str:
+    """A message "ARGUMENTS: expected ..." with the options that the arguments are."""
+    names, expected, rest = message.partition(": expected")
+    if re.fullmatch(r"\w+(, \w+)*", names):
+        names = re.sub("positive_slope, negative_slope|(positive|negative)_slope", "slopes", names)
+        names = re.sub(r"\w+", lambda name: "--" + name[0].replace("folder", "out").replace("_", "-"), names)
+    return names + expected + rest
 
 
 def use_a_device_for_each_core() -> None:

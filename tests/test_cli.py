@@ -17,8 +17,8 @@ import pytest
 import xarray
 
 import mftadv
-from mftadv import cli, experiments, store, theory
-from mftadv.__main__ import Output
+from mftadv import experiments, store, theory
+from mftadv.__main__ import Output, command_line
 from mftadv.compare import judge
 from mftadv.experiments import EXPERIMENTS, loss_bounds
 from mftadv.spec import NetworkSpec
@@ -37,7 +37,7 @@ def run_with_figures(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments, command="validate"):
-        status = cli.main([command, *arguments])
+        status = command_line([command, *arguments])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
@@ -437,7 +437,7 @@ def test_bad_usage_is_one_line_before_any_computing(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a\nfile").write_text("")
     start = time.monotonic()
-    status = cli.main(arguments)
+    status = command_line(arguments)
     out, err = capsys.readouterr()
     assert status == 2
     assert message.lower() in err.lower()
@@ -477,18 +477,18 @@ def test_an_error_of_the_program_is_exit_4_with_its_traceback(run, monkeypatch):
 def test_help_names_every_option(capsys):
     for command, option in (("validate", "--weight-variance"), ("bounds", "--attack"), ("width", "--widths")):
         with pytest.raises(SystemExit) as stop:
-            cli.main([command, "--help"])
+            command_line([command, "--help"])
         assert stop.value.code == 0
         out = capsys.readouterr().out
         assert option in out
         assert "--networks" in out
-    assert cli.main(["--version"]) == 0
+    assert command_line(["--version"]) == 0
     assert capsys.readouterr().out == f"mftadv {mftadv.__version__}\n"
 
 
 def test_the_shell_completes_commands_and_options(capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["--tyro-print-completion", "bash"])
+        command_line(["--tyro-print-completion", "bash"])
     assert not stop.value.code
     script = capsys.readouterr().out
     for word in (*EXPERIMENTS, "sweep", "--weight-variance", "--networks"):
@@ -559,7 +559,7 @@ def test_a_closed_pipe_or_output_loses_no_run(tmp_path, environment, monkeypatch
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", Output(io.TextIOWrapper(written, "ascii", write_through=True)))
     monkeypatch.chdir(tmp_path)
-    assert cli.main(command.split()[1:]) == 0
+    assert command_line(command.split()[1:]) == 0
     assert written.getvalue().decode("ascii").rstrip().endswith("/?")
 
 

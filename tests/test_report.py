@@ -11,7 +11,8 @@ import pytest
 from matplotlib.figure import Figure
 
 import mftadv as mf
-from mftadv import cli, experiments, report, store
+from mftadv import experiments, report, store
+from mftadv.__main__ import command_line
 from mftadv.experiments import EXPERIMENTS, Budget, _outputs
 from mftadv.experiments._experiment import fastest_key
 from mftadv.report._page import sentence
@@ -87,16 +88,16 @@ def test_a_page_is_written_again_and_what_is_the_users_stays(folder, capsys):
     page = folder / "report.html"
     before = page.read_bytes()
     page.write_text("mine")
-    assert cli.main(["report", str(folder)]) == 0
+    assert command_line(["report", str(folder)]) == 0
     said = capsys.readouterr().out
     assert page.read_bytes() == before
     assert "report.html is not from this run: renamed to report.html.yours." in said
     assert (folder / "report.html.yours").read_text() == "mine"
     page.unlink()
-    assert cli.main(["report", str(folder)]) == 0
+    assert command_line(["report", str(folder)]) == 0
     assert page.read_bytes() == before
     assert store.status(folder, check=True).is_current
-    assert cli.main(["show", str(folder)]) == 1  # a claim fails
+    assert command_line(["show", str(folder)]) == 1  # a claim fails
 
 
 def test_damaged_and_unfinished_runs_are_refused_in_one_line(folder, capsys):
@@ -106,13 +107,13 @@ def test_damaged_and_unfinished_runs_are_refused_in_one_line(folder, capsys):
         claims.unlink()
         if damage:
             claims.write_bytes(damage)
-        assert cli.main(["report", str(folder)]) == 2
+        assert command_line(["report", str(folder)]) == 2
         err = capsys.readouterr().err
         assert err.count("\n") == 1
         assert message in err
         if not damage:
             claims.write_bytes(content)
-    assert cli.main(["report", str(folder.parent / "0")]) == 2
+    assert command_line(["report", str(folder.parent / "0")]) == 2
     assert "folder: expected a finished run, got" in capsys.readouterr().err
     assert (folder / "run.json").read_bytes() == record
     assert not (folder.parent / "0" / "report.html").exists()
@@ -124,7 +125,7 @@ def test_the_page_of_a_sweep(tmp_path):
 
     spec = mf.NetworkSpec(1, 1, 1, 1)
     mf.sweep(value, jax.random.key(0), spec, {"depth": [1, 2]}, num_networks=2, folder=tmp_path / "sweep")
-    assert cli.main(["report", str(tmp_path / "sweep")]) == 0
+    assert command_line(["report", str(tmp_path / "sweep")]) == 0
     page = check_page(tmp_path / "sweep" / "report.html")
     assert "2 of 2 points" in page.text
     assert "2 +- 0" in page.text
@@ -157,7 +158,7 @@ def test_the_command_of_a_run_makes_the_same_run(kind, folder, monkeypatch):
     words = _outputs.command(experiment, folder)
     seen = []
     monkeypatch.setattr(experiments, "run", lambda *a, **_: seen.append(a) or experiments.Result(a[0], None, None, ()))
-    assert cli.main(shlex.split(words)[1:]) == 0
+    assert command_line(shlex.split(words)[1:]) == 0
     assert (seen[0][0], seen[0][2].networks) == (experiment, 40)
 
 

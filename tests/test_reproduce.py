@@ -11,7 +11,8 @@ import pytest
 import xarray
 from matplotlib.figure import Figure
 
-from mftadv import cli, experiments, store
+from mftadv import experiments, store
+from mftadv.__main__ import command_line
 from mftadv.compare import judge
 from mftadv.experiments import EXPERIMENTS, _reproduce
 from mftadv.experiments._paper import CLAIMS, RUNS, PaperClaim, Part
@@ -135,11 +136,11 @@ def test_an_interruption_between_two_runs_is_gone_on_from(tmp_path, monkeypatch,
 
     with monkeypatch.context() as context:
         context.setattr(_reproduce, "run", stopped)
-        assert cli.main(["reproduce"]) == 130
+        assert command_line(["reproduce"]) == 130
     folder = tmp_path / "results" / "reproduce-1"
     assert {path.name for path in folder.iterdir()} == {"run.json", "one"}
     drawn.clear()
-    assert cli.main(["reproduce"]) == 0  # that of the same claims and scale which is not finished
+    assert command_line(["reproduce"]) == 0  # that of the same claims and scale which is not finished
     assert sum(len(cells) * len(networks) for cells, networks in drawn) == 1200
     assert {path.name for path in folder.iterdir()} == {"run.json", "one", "two", "claims.json", "report.html"}
     out = capsys.readouterr().out
@@ -166,26 +167,26 @@ def test_a_finished_folder_is_not_drawn_again_and_another_scale_is_refused(tmp_p
     drawn.clear()
     assert experiments.reproduce(["shifted"], "quick", folder).claims == found.claims
     (folder / "report.html").write_text("mine")
-    assert cli.main(["report", str(folder)]) == 0
+    assert command_line(["report", str(folder)]) == 0
     assert (folder / "report.html").read_bytes() == before
     assert (folder / "report.html.yours").read_text() == "mine"
     for arguments, words in ((["--scale", "full", "shifted"], "scale is"), (["both"], "claims")):
-        assert cli.main(["reproduce", *arguments, "--out", str(folder)]) == 2
+        assert command_line(["reproduce", *arguments, "--out", str(folder)]) == 2
         assert re.search(f"expected the run in .*{words}", capsys.readouterr().err)
     for command, status, words in (("status", 0, "of these networks"), ("show", 2, "got one of 'reproduce'")):
-        assert cli.main([command, str(folder)]) == status
+        assert command_line([command, str(folder)]) == status
         assert words in "".join(capsys.readouterr())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("")
-    assert cli.main(["reproduce", "--out", str(tmp_path / "mine")]) == 2
+    assert command_line(["reproduce", "--out", str(tmp_path / "mine")]) == 2
     assert not drawn
 
 
 def test_a_claim_that_fails_is_exit_1_and_others_do_not_count(tmp_path, monkeypatch, drawn):
     runs = _reproduce.RUNS
     monkeypatch.setitem(runs, "two", {"quick": (Drawn(seed=1, shift=0.5), 600)})
-    assert cli.main(["reproduce", "small", "--out", str(tmp_path / "a")]) == 0
-    assert cli.main(["reproduce", "shifted", "--out", str(tmp_path / "b")]) == 1
+    assert command_line(["reproduce", "small", "--out", str(tmp_path / "a")]) == 0
+    assert command_line(["reproduce", "shifted", "--out", str(tmp_path / "b")]) == 1
     assert "1 of 1 claims fails" in check_page(tmp_path / "b" / "report.html").text
     assert experiments.reproduce(["shifted"], folder=tmp_path / "b").fails
     record = json.loads((tmp_path / "b" / "claims.json").read_text())
@@ -196,11 +197,11 @@ def test_a_claim_that_fails_is_exit_1_and_others_do_not_count(tmp_path, monkeypa
 @pytest.mark.usefixtures("unchecked")
 def test_the_list_and_wrong_names(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["reproduce", "--list"]) == 0
+    assert command_line(["reproduce", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [claim.name for claim in CLAIMS]
     assert all(claim.statement in line for claim, line in zip(CLAIMS, lines, strict=True))
-    assert cli.main(["reproduce", "bound", "bond"]) == 2
+    assert command_line(["reproduce", "bound", "bond"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "claims: expected names among gaussian, independent, " in err

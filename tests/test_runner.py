@@ -409,8 +409,8 @@ def test_networks_too_narrow_for_an_expansion_are_drawn_all_the_same():
 KILLED = """
 import gc, json, os, random, signal, sys, warnings
 warnings.simplefilter("ignore")  # of forks: none of these processes has computed anything
-import h5netcdf, jinja2, matplotlib.figure, rich.progress, scipy.stats, xarray  # once, and not in every fork
-from mftadv import cli
+import h5netcdf, jinja2, matplotlib.figure, rich.progress, scipy.stats, xarray, mftadv.cli  # once
+from mftadv.__main__ import command_line
 from mftadv.experiments import EXPERIMENTS
 from mftadv.sweep import _compute
 from tests.runs import run_killed
@@ -424,7 +424,7 @@ chance = random.Random(0)
 
 def work(path):
     sys.stdout = open(os.devnull, "w")
-    return cli.main([*command, "--out", path])
+    return command_line([*command, "--out", path])
 
 def run(path, last=None):
     return run_killed(path, lambda: work(path), last)

@@ -1,7 +1,9 @@
 """The command line: argument types and calls, nothing else."""
 
+import contextlib
 import dataclasses
-import sys
+import io
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,9 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-import mftadv
 from mftadv import experiments, report, store
-from mftadv.cli._errors import failure, usage_errors
 from mftadv.experiments import EXPERIMENTS, Budget, Experiment, Result, SweepFile
 from mftadv.report import Terminal
 from mftadv.sweep import check_devices
@@ -166,34 +166,33 @@ _COMMANDS = {name: _command(kind) for name, kind in EXPERIMENTS.items()}
 _COMMANDS |= {command.__name__[1:]: command for command in _OTHERS}
 
 
-@usage_errors()
 def _parse(arguments: Sequence[str]) -> Command:
-    with _REGISTRY:
-        return tyro.extras.subcommand_cli_from_dict(
-            _COMMANDS, prog="mftadv", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
-        )
+    """The command that is meant.
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Returns:
-        The exit status: 0 when every claim that should hold holds (or is underpowered), 1 when one fails and for
-        nothing else, 2 for bad usage, 3 when the machine fails (memory, disk), 4 for an error in this program, 130 for
-        an interruption.
+    Raises:
+        ValueError: tyro refuses the arguments; it would print its message in a box, and exit.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments == ["--version"]:
-        print(f"mftadv {mftadv.__version__}")
-        return 0
+    box = io.StringIO()
+    try:
+        with _REGISTRY, contextlib.redirect_stderr(box):
+            return tyro.extras.subcommand_cli_from_dict(
+                _COMMANDS, prog="mftadv", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    # below the title of the box are paragraphs between rules, of which the first is the message
+    lines = [line.strip("╭╮╰╯│─ ") for line in box.getvalue().splitlines()[1:]]
+    body = itertools.dropwhile(lambda line: not line.strip("-"), lines)
+    raise ValueError(" ".join(itertools.takewhile(lambda line: line.strip("-"), body)))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command, and raise what goes wrong; 1 when a claim fails that should hold, else 0."""
     terminal = Terminal()
     try:
         command = _parse(arguments)
         check_devices()
         return command(terminal) or 0
-    except (Exception, KeyboardInterrupt) as error:
-        status, message = failure(error, options=bool(EXPERIMENTS.keys() & arguments[:1]))
-        print(message, file=sys.stderr)
-        return status
     finally:
         terminal.close()
