@@ -156,8 +156,9 @@ def _warn_beyond_validity(spec: NetworkSpec, depth: int, eps: float, p: float, h
     seen = spec.replace(depth=min(depth, _SCANNED), output_dim=1, bias_variance=0.0)
     validity = float(validity_horizon(seen, radius, math.sqrt(spec.input_dim)))
     if horizon > validity:
+        excess = horizon / validity if validity else math.inf  # it underflows where omega^L is huge
         warnings.warn(
-            f"horizon: T = {horizon:.3g} is {horizon / validity:.3g} times the validity_horizon of the closed form, "
+            f"horizon: T = {horizon:.3g} is {excess:.3g} times the validity_horizon of the closed form, "
             f"{validity:.3g} at depth {seen.depth}. Depth {depth} fails, by this form, because omega(T)^L falls below "
             "lower; it overstates the decay by then",
             stacklevel=3,

@@ -132,6 +132,9 @@ def test_warns_where_the_closed_form_is_used_beyond_its_validity():
     assert max_trainable_depth(spec.replace(weight_variance=2.5), EPS, 2, 2, 1e9, 0.0, 10) == 10
     assert max_trainable_depth(spec.replace(block="signed"), EPS, 2, 2, 1e9, 0.5, 10) == 3
     assert max_trainable_depth(spec, 0.0, 2, 2, 1e9, 0.5, 10) == math.inf
+    with pytest.warns(UserWarning, match=r"is inf times the validity_horizon of the closed form, 0 at depth"):
+        depth = max_trainable_depth(spec.replace(weight_variance=2000.0), EPS, 2, 2, 0.08 / RATE, 0.5, math.inf)
+    assert depth == scan(1000.0, 0.08, 0.5, math.inf)[0]
 
 
 def test_extremes():
