@@ -12,7 +12,7 @@ from rich.console import Console
 
 from mftadv import theory
 from mftadv.compare import find, judge
-from mftadv.experiments import Budget, Capacity, Train, Trainability, capacity, run, show
+from mftadv.experiments import Budget, Capacity, Train, Trainability, _training_figures, capacity, run, show
 from mftadv.experiments._trainings import mean_and_error, running
 from mftadv.sweep import Observer, _compute, _segments
 
@@ -381,8 +381,8 @@ def test_the_figure_of_trainability_shows_every_cell():
         names = ("accuracy", "propagation", "jacobian")
         records.append({name: (size if name != "accuracy" else 1) * random.random((8, 2)) for name in names})
     figure = drawn(GRID, made(GRID, records))["trainability"]
-    grid = np.reshape(figure.axes, (3, 4))
-    for row, name in enumerate(("accuracy", "propagation", "jacobian")):
+    grid = np.reshape(figure.axes, (4, 4))
+    for row, name in enumerate(("accuracy", "propagation", "jacobian"), start=1):
         for column, (block, way) in enumerate((b, w) for b in GRID.blocks for w in ("standard", "adversarial")):
             axes = grid[row, column]
             low, high = axes.get_ylim()
@@ -400,8 +400,89 @@ def test_the_figure_of_trainability_shows_every_cell():
                 for value in record[name][:, -1]
             }
             assert all(low <= y <= high for _, y in shown)
-    left, right = grid[0, 0].get_xlim()
-    assert 0 < left < 2 < 4 < right < 6  # the depths that were trained, without boundaries far beyond them
+
+
+def test_the_map_of_trainability_has_the_mean_of_every_cell():
+    random = np.random.default_rng(0)
+    records = [{"accuracy": random.random((8, 2))} for _ in GRID.cells()]
+    figure = drawn(GRID, made(GRID, records))["trainability"]
+    wanted = {
+        (*cell.coords.values(), round(record["accuracy"][:, -1].mean(), 9))
+        for cell, record in zip(GRID.cells(), records, strict=True)
+    }
+    shown = set()
+    for axes in figure.axes[:4]:
+        block, way = axes.get_title().split(", ")
+        texts = iter(axes.texts)
+        for points in axes.collections:
+            for (depth, level), mean in zip(points.get_offsets(), points.get_array(), strict=True):
+                shown.add((block, way, int(depth), GRID.values[int(level)], round(float(mean), 9)))
+                text = next(texts)
+                assert (text.get_position(), float(text.get_text())) == ((depth, level), pytest.approx(mean, abs=0.006))
+    assert shown == wanted
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["8", "16"]
+
+
+BEYOND = Trainability(quick=True, blocks=("residual", "vanilla"))  # depths 4 and 16
+
+
+@pytest.mark.parametrize(
+    ("changed", "limits"),
+    [
+        ({}, (33, 66)),  # for the widths 64 and 128
+        ({"values": (64.0,)}, (33,)),
+        ({"against": "eps", "values": (0.2, 2.0)}, (417, 41)),
+        ({"against": "weight_variance", "values": (1.5, 2.5)}, (2, 357)),
+        ({"against": "eps", "values": (0.0, 2.0)}, (math.inf, 41)),
+        ({"against": "eps", "values": (0.001, 2.0)}, (83503, 41)),  # more than a hundred times 16
+        ({"lower": 1.0}, (0, 0)),
+    ],
+)
+def test_the_boundary_of_theory_is_drawn_at_its_depth_and_shaded_beyond(changed, limits):
+    experiment = dataclasses.replace(BEYOND, **changed)
+    figure = drawn(experiment, made(experiment, [reached(0.9)] * len(experiment.cells())))["trainability"]
+    left, right = figure.axes[0].get_xlim()
+    within = [limit for limit in limits if 0 < limit < 1600]
+    assert left < min(4, *within, 16) / 1.2
+    assert 1.2 * max(16, *within, 4) < right < 2 * max(16, *within, 4)
+    grid = np.reshape(figure.axes, (4, 4))
+    for axes in grid[:3, 3]:
+        assert axes.get_xlim() == (left, right)
+        assert sorted(line.get_xdata()[0] for line in vertical(axes)) == sorted(within)
+        shaded = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axes.patches]
+        assert shaded == [(max(limit, left), pytest.approx(right)) for limit in limits if limit < 1600]
+    strips = [(patch.get_y(), patch.get_height()) for patch in grid[0, 3].patches]
+    share = 1 / len(limits)  # in the map every value of the other axis has a strip
+    assert strips == [(pytest.approx(i * share), pytest.approx(share)) for i, at in enumerate(limits) if at < 1600]
+    words = {0: "trains at no $L$", math.inf: "trains at every $L$"}
+    told = [text.get_text().partition("theory: ")[2] for text in grid[1, 3].get_legend().get_texts()]
+    assert told == [words.get(limit, f"trains to $L$ = {limit:g}") for limit in limits]
+    for axes in [*grid[:, :3].flat, grid[3, 3]]:  # of other networks, and of |J|, theory has no such limit
+        assert not axes.patches
+        assert not vertical(axes)
+
+
+def vertical(axes):
+    return [line for line in axes.lines if line.get_linestyle() == ":" and len(line.get_xdata())]
+
+
+def test_a_boundary_that_is_not_derived_is_named_and_not_drawn():
+    rows = BEYOND.rows(made(BEYOND, [reached(0.9)] * len(BEYOND.cells())))
+    figure = _training_figures.trainability("", rows, "width", 0.5, {128.0: 66})
+    axes = figure.axes[7]
+    assert [line.get_xdata()[0] for line in vertical(axes)] == [66]
+    assert len(axes.patches) == 1
+    told = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert told == ["width 64, theory: not derived", "width 128, theory: trains to $L$ = 66"]
+
+
+@pytest.mark.parametrize(("largest", "scale"), [(1.2, "linear"), (800.0, "log")])
+def test_a_large_omega_hides_no_small_one(largest, scale):
+    records = [{"propagation": np.full((8, 2), largest if i % 2 else 0.9)} for i in range(len(GRID.cells()))]
+    figure = drawn(GRID, made(GRID, records))["trainability"]
+    low, high = figure.axes[8].get_ylim()
+    assert figure.axes[8].get_yscale() == scale
+    assert low < 0.5 < largest < high
 
 
 def test_the_grid_of_trainability():

@@ -1,6 +1,7 @@
 """The pictures of networks in training."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ Record = Mapping[str, np.ndarray]
 
 _COLOURS = (BLUE, RED, ORANGE, GREY)
 _SHOWN = 8  # networks of which each is a line of its own; means and errors are of all
+_FURTHEST = 100  # times the deepest network: a boundary beyond that is told by the legend alone
 
 
 def training(
@@ -144,9 +146,11 @@ def training(
 
 
 def trainability(title: str, rows: Sequence[Mapping[str, Any]], x: str, lower: float, boundary: Mapping[float, float]):
-    """Accuracy, omega^L and |J|^2 at the end against depth, a column for each block and way of training.
+    """A map of accuracy over depth and `x`, and accuracy, omega^L and |J|^2 of every network against depth.
 
-    Every seed is a dot; a line joins the means of one value of `x`.
+    A square of the map is the mean of a cell; below it every seed is a dot, and a line joins the means of one value of
+    `x`. The depth to which theory takes networks to train is often beyond those that were trained, so depth is
+    logarithmic and reaches that far.
 
     Args:
         title: of the figure.
@@ -158,53 +162,75 @@ def trainability(title: str, rows: Sequence[Mapping[str, Any]], x: str, lower: f
     from matplotlib.figure import Figure
 
     columns = list(dict.fromkeys((row["block"], row["training"]) for row in rows))
-    figure = Figure(figsize=(2.7 * len(columns) + 1, 8.4), layout="constrained")
+    values, depths = (sorted({row[name] for row in rows}) for name in (x, "depth"))
+    named = x.replace("_", " ")
+    colours = dict(zip(values, itertools.cycle(_COLOURS), strict=False))
+    heights = [0.9 + 0.4 * len(values), 2.6, 2.6, 2.6]
+    figure = Figure(figsize=(max(2.7 * len(columns) + 1, 10.5), sum(heights)), layout="constrained")
     figure.suptitle(title, fontsize=11)
     figure.set_label(
-        "Accuracy, omega^L and the square of |J| at the end of training against depth, a column for each block and way "
-        f"of training, a line for each {x.replace('_', ' ')}."
+        f"A map of the accuracy at the end of training over depth and {named}, with the depth to which "
+        "theory takes networks to train; below it accuracy, omega^L and the square of |J| of every network against "
+        "depth; a column for each block and way of training."
     )
-    grid = figure.subplots(3, len(columns), squeeze=False, sharex=True, sharey="row")
+    grid = figure.subplots(4, len(columns), squeeze=False, sharex=True, sharey="row", height_ratios=heights)
+    shown = [limit for limit in boundary.values() if 0 < limit <= _FURTHEST * depths[-1]]
+    left, right = min([*depths, *shown]) / 1.4, 1.4 * max([*depths, *shown])
+    grid[0, 0].set(xscale="log", xlim=(left, right), ylim=(-0.5, len(values) - 0.5), ylabel=named)
+    grid[0, 0].set_xticks(depths, [f"{depth}" for depth in depths], fontsize=8)
+    grid[0, 0].minorticks_off()
+    grid[0, 0].set_yticks(range(len(values)), [f"{value:g}" for value in values])
     for at, (block, way) in enumerate(columns):
         own = [row for row in rows if (row["block"], row["training"]) == (block, way)]
-        values = list(dict.fromkeys(row[x] for row in own))
-        for value, colour in zip(values, itertools.cycle(_COLOURS)):
+        for level, (value, colour) in enumerate(colours.items()):
             line = sorted((row for row in own if row[x] == value), key=lambda row: row["depth"])
-            depths = [row["depth"] for row in line]
-            for axes, name in zip(grid[:, at], ("accuracy", "propagation", "jacobian"), strict=True):
+            across = [row["depth"] for row in line]
+            for axes, name in zip(grid[1:, at], ("accuracy", "propagation", "jacobian"), strict=True):
                 for row in line:
                     axes.plot([row["depth"]] * len(row[name]), row[name], ".", color=colour, ms=4, alpha=0.5)
                 means = [mean_and_error(row[name]) for row in line]
                 axes.errorbar(
-                    depths, [mean for mean, _ in means], [2 * error for _, error in means], color=colour, lw=1.3,
-                    capsize=2, label=f"{x.replace('_', ' ')} {value:g}",
+                    across, [mean for mean, _ in means], [2 * error for _, error in means], color=colour, lw=1.3,
+                    capsize=2, label=None if at else f"{named} {value:g}",
                 )  # fmt: skip
-            if block == "vanilla" and way == "adversarial" and value in boundary:
-                for axes in grid[:2, at]:
-                    axes.axvline(
-                        boundary[value], color=colour, ls=":", lw=1.2, label=f"theory: $L$ = {boundary[value]:g}"
-                    )
+            means = [float(np.mean(row["accuracy"])) for row in line]
+            grid[0, at].scatter(across, [level] * len(line), 200, means, marker="s", cmap="Blues", vmin=0, vmax=1)
+            for depth, mean in zip(across, means, strict=True):
+                shade = "white" if mean > 0.6 else "black"
+                number = f"{mean:.2f}".removeprefix("0")
+                grid[0, at].text(depth, level, number, ha="center", va="center", fontsize=7, color=shade)
+            if (block, way) == ("vanilla", "adversarial"):
+                limit = boundary.get(value, math.nan)
+                told = {0: "trains at no $L$", math.inf: "trains at every $L$"}.get(limit, f"trains to $L$ = {limit:g}")
+                told = f"{named} {value:g}, theory: {'not derived' if math.isnan(limit) else told}"
+                grid[1, at].plot([], [], color=colour, ls=":", lw=1.4, label=told)
+                floor, ceiling = level / len(values), (level + 1) / len(values)  # of the row of the map
+                for axes, low, high in ((grid[0, at], floor, ceiling), (grid[1, at], 0, 1), (grid[2, at], 0, 1)):
+                    if limit in shown:
+                        axes.axvline(limit, low, high, color=colour, ls=":", lw=1.4)
+                    if limit < right:
+                        axes.axvspan(max(limit, left), right, low, high, color=colour, alpha=0.12, lw=0)
         grid[0, at].set_title(f"{block}, {way}", fontsize=10)
-        grid[1, at].axhline(lower, color=GREY, lw=0.8, ls="--")
-        grid[2, at].set_xlabel("depth $L$")
-    span = [row["depth"] for row in rows]
-    margin = 0.08 * (max(span) - min(span)) + 0.5
-    for axes in grid.flat:  # a boundary beyond the depths that were trained is told by the legend alone
-        axes.set_xlim(min(span) - margin, max(span) + margin)
-    grid[0, 0].set_ylim(0, 1.03)
-    grid[1, 0].set_ylim(0, 1.1 * max(float(np.max(row["propagation"], initial=1)) for row in rows))
-    for axes, name in zip(grid[:, 0], ("accuracy", r"$\omega(T)^L$", r"$|J|_F^2/(K\omega_0^L)$"), strict=True):
-        axes.set_ylabel(name)
-    for axes in grid.flat:
-        axes.grid(color=GREY, alpha=0.15, lw=0.6)
-    for axes in grid[0]:
-        if axes is grid[0, 0] or axes.get_title() == "vanilla, adversarial":
-            axes.legend(frameon=False, fontsize=7)
-    if any(np.any(row["jacobian"] > 0) for row in rows):
+        grid[2, at].axhline(lower, color=GREY, lw=0.8, ls="--")
+        grid[3, at].set_xlabel("depth $L$")
+        if at == 0 or (block, way) == ("vanilla", "adversarial"):
+            grid[1, at].legend(frameon=False, fontsize=7)
+    grid[1, 0].set_ylim(0, 1.03)
+    largest = max(float(np.max(row["propagation"], initial=1)) for row in rows)
+    if largest > 10:  # as of weights of a large variance, beside which m would be lost
         grid[2, 0].set_yscale("log")
+    else:
+        grid[2, 0].set_ylim(0, 1.1 * largest)
+    for axes, name in zip(grid[1:, 0], ("accuracy", r"$\omega(T)^L$", r"$|J|_F^2/(K\omega_0^L)$"), strict=True):
+        axes.set_ylabel(name)
+    for axes in grid[1:].flat:
+        axes.grid(color=GREY, alpha=0.15, lw=0.6)
+    if any(np.any(row["jacobian"] > 0) for row in rows):
+        grid[3, 0].set_yscale("log")
     figure.supxlabel(
-        f"dots: networks; lines: means $\\pm$ 2 s.e.; dotted: depth to which theory takes vanilla networks to train, "
-        f"if within the frame; dashed: $\\omega^L = {lower:g}$",
+        "squares: mean accuracy; dots: networks; lines: means $\\pm$ 2 s.e.; dashed: "
+        f"$\\omega^L = {lower:g}$\ndotted, shaded beyond: largest depth that theory takes to train, drawn for vanilla "
+        "networks in adversarial training alone",
         fontsize=9,
     )
     return figure
