@@ -356,11 +356,17 @@ def first_call(quick: bool) -> Benchmark:
         by_hand = lambda f, x, eps, key, p=p: pgd(f, x, eps, p, 2, key, steps=40, restarts=2)  # noqa: E731
         contenders += [Contender(ours, first(attack, x, 0.1, key)), Contender(theirs, first(by_hand, x, 0.1, key))]
         goals.append(Goal(ours, (theirs,), 2.0))
+
+    def by_jacrev(f, x):
+        jacobian, output = jax.jacrev(f)(x), f(x)
+        return jacobian, output - jacobian @ x, output
+
     contenders += [
         Contender("ours, J and a", first(mf.linear_representation, x)),
         Contender("jax.jacrev", first(lambda f, x: jax.jacrev(f)(x), x)),
+        Contender("jax.jacrev, f and a", first(by_jacrev, x)),
     ]
-    goals.append(Goal("ours, J and a", ("jax.jacrev",), 1.5))
+    goals += [Goal("ours, J and a", ("jax.jacrev",), 1.5), Goal("ours, J and a", ("jax.jacrev, f and a",))]
     return Benchmark({"d": d, "width": width, "K": K}, contenders, goals, rounds=7)
 
 
