@@ -90,6 +90,14 @@ def test_all_devices_share_the_networks_where_none_are_named(whole):
         assert draws(statistic, key, SPEC, x, num_networks=3).batch_size == 3  # three of the devices
 
 
+@pytest.mark.parametrize("devices", [None, 4])
+@pytest.mark.slow
+def test_arguments_may_lie_on_any_device(whole, devices):
+    key, x = jax.device_put((jax.random.key(0), jnp.ones(5)), jax.devices()[1])
+    mesh = None if devices is None else jax.make_mesh((devices,), ("networks",))
+    assert_same(monte_carlo(statistic, key, SPEC, x, num_networks=37, mesh=mesh), whole)
+
+
 def test_devices_that_have_nothing_to_do_or_no_room_are_left_out(monkeypatch):
     mesh = jax.make_mesh((2, 2), ("a", "b"))
     monkeypatch.setattr(_memory, "host_memory", lambda: 1000.0)

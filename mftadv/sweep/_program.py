@@ -174,10 +174,10 @@ def compile_program(
     def compiled(cells: int | None, size: int) -> tuple[Any, int]:
         kind = cells, size, axes, mesh, reduced
         if kind not in traced.compiled:
-            shapes = _stacked((traced.spec, traced.operands), axes, cells)
+            key, *shapes = _shapes((traced.key, traced.spec, traced.operands), axes, cells)
             options = {"batch_size": size, "axes": axes, "mesh": mesh, "reduced": reduced}
             point = _point(traced.state, (size,), mesh)
-            lowered = traced.chunk.lower(traced.static, traced.key, scalar, scalar, *shapes, point, **options)
+            lowered = traced.chunk.lower(traced.static, key, scalar, scalar, *shapes, point, **options)
             program = lowered.compile()
             traced.compiled[kind] = program, bytes_taken(program)
         return traced.compiled[kind]
@@ -204,27 +204,29 @@ def compile_program(
             f"got {taken / 2**30:.3g} GiB"
         )
 
+    def execute(*arguments: Any) -> Any:  # wherever they are
+        return program(*jax.device_put((traced.key, *arguments), program.input_shardings[0]))
+
     def call(first: int, count: int, spec: Any, operands: Any, point: Any = None) -> Any:
         if traced.state is None:
-            return jax.device_get(program(traced.key, np.uint32(first), np.uint32(count), spec, operands, None))
+            return jax.device_get(execute(np.uint32(first), np.uint32(count), spec, operands, None))
         number, state = point
         if state is None:
             state = jax.tree.map(lambda leaf: np.zeros((size, *leaf.shape), leaf.dtype), traced.state)
         point = np.int32(number), state
-        state, found = program(traced.key, np.uint32(first), np.uint32(count), spec, operands, point)
+        state, found = execute(np.uint32(first), np.uint32(count), spec, operands, point)
         return state, jax.device_get(found)
 
     return Program(cells, size, devices, taken, time.perf_counter() - start, call)
 
 
-def _stacked(tree: Any, axes: tuple[int | None, ...] | None, cells: int | None) -> Any:
-    """The shapes of the leaves, with the axis of cells where there is one."""
-    if axes is None:
-        return tree
+def _shapes(tree: Any, axes: tuple[int | None, ...] | None, cells: int | None) -> Any:
+    """The shapes of (key, spec, operands), with the axis of cells where there is one."""
     leaves, structure = jax.tree.flatten(tree)
+    varied = (None,) * len(leaves) if axes is None else (None, *axes)
     shapes = [
         jax.ShapeDtypeStruct(leaf.shape if axis is None else (cells, *leaf.shape), leaf.dtype)
-        for leaf, axis in zip(leaves, axes, strict=True)
+        for leaf, axis in zip(leaves, varied, strict=True)
     ]
     return jax.tree.unflatten(structure, shapes)
 
