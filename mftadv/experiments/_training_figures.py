@@ -214,7 +214,7 @@ def trainability(title: str, rows: Sequence[Mapping[str, Any]], x: str, lower: f
         grid[2, at].axhline(lower, color=GREY, lw=0.8, ls="--")
         grid[3, at].set_xlabel("depth $L$")
         if at == 0 or (block, way) == ("vanilla", "adversarial"):
-            grid[1, at].legend(frameon=False, fontsize=7)
+            grid[1, at].legend(edgecolor="none", fontsize=7)
     grid[1, 0].set_ylim(0, 1.03)
     largest = max(float(np.max(row["propagation"], initial=1)) for row in rows)
     if largest > 10:  # as of weights of a large variance, beside which m would be lost
