@@ -272,11 +272,13 @@ def _rows_at(buffer: Array, places: Array) -> Array:
 
 
 def _add_rows(buffer: Array, places: Array, rows: Array) -> Array:
-    """The buffer with rows added; those beyond its end are dropped."""
-    if len(places) == 1 and len(buffer):
-        row = _rows_at(buffer, places) + jnp.where(places < len(buffer), rows, 0)
-        return jax.lax.dynamic_update_slice_in_dim(buffer, row, places[0], 0)
-    return buffer.at[places].add(rows, mode="drop")
+    """The buffer with rows added, at places that rise by at most one a row; those beyond its end are dropped."""
+    # They are one slice. A scatter is a loop over rows on a CPU, and much more to compile.
+    count = min(len(rows), len(buffer))
+    first = jnp.minimum(places[0], len(buffer) - count)
+    chosen = (places[None] == first + jnp.arange(count, dtype=places.dtype)[:, None]).astype(rows.dtype)
+    added = jax.lax.dynamic_slice_in_dim(buffer, first, count) + jnp.matmul(chosen, rows, precision="highest")
+    return jax.lax.dynamic_update_slice_in_dim(buffer, added, first, 0)
 
 
 def _check_capacity(name: str, side: _Side, count: int) -> None:
@@ -297,21 +299,22 @@ def _in_use(side: _Side) -> tuple[Array, Array]:
 def _orthonormalise(directions: Array, rows: Array) -> tuple[Array, Array, Array]:
     """Split rows v = old^T directions + new fresh by Gram-Schmidt.
 
-    All rows pass over the directions together, and then each over the fresh ones before it, twice. A residual that is a
-    small part of its row has lost digits of what it was orthogonal to. All this is done again for the unit vectors
-    along the residuals, which mends that.
+    All rows pass over the directions together, and then each over the fresh ones before it, twice. A residual much
+    smaller than its row has lost digits of what it was orthogonal to: all is done again for the units of residuals.
 
     Returns fresh [R, n], old [C, R] and new [R, R], lower triangular. A v whose residual is rounding noise has 0 for
     its row of fresh and on the diagonal of new.
     """
     fresh, sizes = _units(rows)
     old, new = jnp.zeros((len(directions), len(rows)), rows.dtype), jnp.diag(sizes)
-    for _ in range(2 if len(directions) or len(rows) > 1 else 1):
+
+    def once_more(_, split):
+        fresh, old, new = split
         rest, along = _without(directions, fresh)
         fresh, within = _among_themselves(rest)
-        old = old + jnp.matmul(along, new.T, precision="highest")
-        new = jnp.matmul(new, within, precision="highest")
-    return fresh, old, new
+        return fresh, old + jnp.matmul(along, new.T, precision="highest"), jnp.matmul(new, within, precision="highest")
+
+    return jax.lax.fori_loop(0, 2 if len(directions) or len(rows) > 1 else 1, once_more, (fresh, old, new))
 
 
 def _among_themselves(rows: Array) -> tuple[Array, Array]:
@@ -326,7 +329,8 @@ def _among_themselves(rows: Array) -> tuple[Array, Array]:
         v, first = _without(fresh, v[None])
         v, second = _without(fresh, v)
         direction, residual = _direction(v[0], threshold)
-        return fresh.at[position].set(direction), (first + second)[:, 0].at[position].set(residual)
+        put = jax.lax.dynamic_update_index_in_dim  # as in `_add_rows` no scatter
+        return put(fresh, direction, position, 0), put((first + second)[:, 0], residual, position, 0)
 
     return jax.lax.scan(step, jnp.zeros_like(rows), (jnp.arange(len(rows)), rows))
 
