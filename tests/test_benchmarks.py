@@ -20,6 +20,15 @@ from mftadv.spec import fold_in_loop, key_for
 POWERS = (1.0, 2.0, math.inf)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread_of_torch():
+    """The threads of torch wait for each other in busy loops, which takes the cores of the other test processes."""
+    if harness.HAS_TORCH:
+        import torch
+
+        torch.set_num_threads(1)
+
+
 @pytest.mark.parametrize("name", tasks.TASKS)
 @pytest.mark.slow
 def test_task(name, unchecked):
