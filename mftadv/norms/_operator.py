@@ -126,17 +126,40 @@ def operator_norm(
 
 
 def _largest_singular_value(matrix: Array) -> Array:
-    """Of each matrix of a batch, on processors one after the other.
+    """Of each matrix of a batch, on processors one after the other, under a vmap too.
 
     LAPACK as called by jaxlib before 0.11 divides a batch among the threads of the process and waits for them. Where
     each of these threads waits, since several devices call it at once, nothing goes on any more.
     """
     if matrix.ndim == 2:
-        return jnp.linalg.norm(matrix, 2)
-    one_by_one = lambda flat: jax.lax.map(_largest_singular_value, flat)  # noqa: E731
-    at_once = lambda flat: jnp.linalg.norm(flat, 2, axis=(-2, -1))  # noqa: E731
+        return _of_one(matrix)
+    one_by_one = lambda flat: jax.lax.map(_of_one, flat)  # noqa: E731
     flat = matrix.reshape(-1, *matrix.shape[-2:])
-    return jax.lax.platform_dependent(flat, cpu=one_by_one, default=at_once).reshape(matrix.shape[:-2])
+    return jax.lax.platform_dependent(flat, cpu=one_by_one, default=_at_once).reshape(matrix.shape[:-2])
+
+
+def _at_once(matrix: Array) -> Array:
+    return jnp.linalg.norm(matrix, 2, axis=(-2, -1))
+
+
+@jax.custom_jvp
+def _of_one(matrix: Array) -> Array:
+    return _of_one_or_mapped(matrix)
+
+
+@_of_one.defjvp
+def _(matrix, change):  # that of JAX, which has all derivatives; those of a custom vmap end with the first
+    return jax.jvp(_at_once, matrix, change)
+
+
+@jax.custom_batching.custom_vmap
+def _of_one_or_mapped(matrix: Array) -> Array:
+    return _at_once(matrix)
+
+
+@_of_one_or_mapped.def_vmap
+def _(size, batched, matrix):
+    return _largest_singular_value(matrix), True
 
 
 def _is_computable(p: float, q: float, shape: tuple[int, int]) -> bool:

@@ -189,6 +189,23 @@ def test_batches_jit_and_vmap(p, q, exact):
 
 
 @pytest.mark.slow
+def test_derivatives_of_the_largest_singular_value():
+    matrices = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 3)), "float32")
+
+    def norms(matrices):
+        return exact_operator_norm(matrices, 2, 2)
+
+    left, _, right = np.linalg.svd(matrices)
+    gradients = left[:, :, :1] * right[:, :1]
+    first, second = jax.grad(norms), jax.hessian(norms)
+    for found in (jax.vmap(first)(matrices), jax.grad(lambda m: jnp.sum(jax.vmap(norms)(m)))(matrices),
+                  jax.grad(lambda m: jnp.sum(norms(m)))(matrices)):  # fmt: skip
+        np.testing.assert_allclose(found, gradients, rtol=1e-4, atol=1e-5)
+    expected = (first(matrices[0] + 0.01 * matrices[1]) - first(matrices[0] - 0.01 * matrices[1])) / 0.02
+    np.testing.assert_allclose(jnp.tensordot(second(matrices[0]), matrices[1]), expected, atol=1e-3)
+
+
+@pytest.mark.slow
 def test_the_key_draws_the_starts():
     matrix = jnp.asarray(np.random.default_rng(0).standard_normal((40, 30)))
     few = jax.jit(lambda key: operator_norm(matrix, INF, 1, key, restarts=2).lower)
