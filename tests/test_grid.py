@@ -122,6 +122,21 @@ def test_interrupted_goes_on(whole, tmp_path, monkeypatch):
     assert len(drawn) == 4 * 3 - 5  # the chunks that were drawn are not drawn again
 
 
+def test_programs_are_compiled_with_the_settings_of_the_caller(monkeypatch):
+    """They are compiled in a thread of their own, and JAX has settings for each thread."""
+    compile_program, seen = _compute.compile_program, []
+
+    def noted(*args, **options):
+        seen.append((jnp.zeros(()).devices(), jnp.zeros(()).dtype, jax.config.jax_default_matmul_precision))
+        return compile_program(*args, **options)
+
+    monkeypatch.setattr(_compute, "compile_program", noted)
+    device = jax.devices()[2]
+    with jax.default_device(device), jax.enable_x64(True), jax.default_matmul_precision("tensorfloat32"):
+        sweep(energy, KEY, SPEC, {"scale": [1.0, 3.0]}, np.ones(4), num_networks=3)
+    assert seen == [({device}, "float64", "tensorfloat32")]
+
+
 @pytest.mark.slow
 def test_a_chunk_that_does_not_fit_is_halved(whole, monkeypatch):
     draw, told = _compute._draw, Told()

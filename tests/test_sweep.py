@@ -98,6 +98,15 @@ def test_arguments_may_lie_on_any_device(whole, devices):
     assert_same(monte_carlo(statistic, key, SPEC, x, num_networks=37, mesh=mesh), whole)
 
 
+def test_memory_is_that_of_the_default_device(monkeypatch):
+    asked = []
+    monkeypatch.setattr(_memory, "is_on_cpu", lambda mesh: asked.append(_memory._first(mesh)) or True)
+    for device in (jax.devices()[2], "cpu", None):
+        with jax.default_device(device):
+            _memory.memory(None)
+    assert asked == [jax.devices()[i] for i in (2, 0, 0)]
+
+
 def test_devices_that_have_nothing_to_do_or_no_room_are_left_out(monkeypatch):
     mesh = jax.make_mesh((2, 2), ("a", "b"))
     monkeypatch.setattr(_memory, "host_memory", lambda: 1000.0)

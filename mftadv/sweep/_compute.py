@@ -10,7 +10,6 @@ from concurrent.futures import Future
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mftadv.statistics import Moments, merge, to_host
@@ -210,11 +209,12 @@ def _compiled_ahead(compiled: Any, groups: Sequence[int], batch_size: int | None
     The thread is a daemon, so that an interrupted process does not wait for the compiler.
     """
     futures = [Future() for _ in groups]
-    double = jnp.result_type(float) == np.float64  # each thread has its own setting
+    config: Any = jax.config  # of which each thread has its own
+    double, device, precision = config.jax_enable_x64, config.jax_default_device, config.jax_default_matmul_precision
     stop = threading.Event()
 
     def work():
-        with jax.enable_x64(double):
+        with jax.enable_x64(double), jax.default_device(device), jax.default_matmul_precision(precision):
             for group, future in zip(groups, futures, strict=True):
                 if stop.is_set():
                     return

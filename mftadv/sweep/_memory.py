@@ -67,7 +67,10 @@ def memory(mesh: Mesh | None) -> tuple[float, int]:
 
 
 def _first(mesh: Mesh | None) -> Any:
-    return mesh.devices.flat[0] if mesh else jax.devices()[0]
+    if mesh:
+        return mesh.devices.flat[0]
+    named: Any = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    return named if isinstance(named, jax.Device) else jax.devices(named)[0]  # a platform, or None
 
 
 def host_memory() -> float:
