@@ -139,8 +139,8 @@ def use_compilation_cache() -> None:
         return
     import jax
 
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mftadv"
-    with contextlib.suppress(OSError, RuntimeError):
+    with contextlib.suppress(OSError, RuntimeError):  # a user without a home, for one
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mftadv"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.stat().st_uid == os.getuid() and not folder.stat().st_mode & 0o077:
             jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -18,7 +18,7 @@ import xarray
 
 import mftadv
 from mftadv import experiments, store, theory
-from mftadv.__main__ import Output, command_line
+from mftadv.__main__ import Output, command_line, use_compilation_cache
 from mftadv.compare import judge
 from mftadv.experiments import EXPERIMENTS, loss_bounds
 from mftadv.spec import NetworkSpec
@@ -484,6 +484,18 @@ def test_help_names_every_option(capsys):
         assert "--networks" in out
     assert command_line(["--version"]) == 0
     assert capsys.readouterr().out == f"mftadv {mftadv.__version__}\n"
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch):
+    def home(*_):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    before = jax.config.jax_compilation_cache_dir
+    use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == before
 
 
 def test_the_shell_completes_commands_and_options(capsys):
