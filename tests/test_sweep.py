@@ -119,6 +119,17 @@ def test_devices_that_have_nothing_to_do_or_no_room_are_left_out(monkeypatch):
     assert _memory.memory(mesh)[0] == 250
 
 
+@pytest.mark.parametrize(("room", "devices"), [(9, 4), (3, 2), (1.5, 1)])
+def test_networks_larger_than_estimated_are_computed_on_fewer_devices(room, devices, monkeypatch):
+    traced = _program.trace(statistic, jax.random.key(0), SPEC, (jnp.ones(5),))
+    each = _program.compile_program(traced, 1).bytes_taken
+    traced = dataclasses.replace(traced, bytes_each=traced.bytes_each // 8, compiled={})
+    monkeypatch.setattr(_memory, "host_memory", lambda: room * each)
+    program = _program.compile_program(traced, 4, mesh=jax.make_mesh((4,), ("networks",)))
+    assert program.devices == devices
+    assert program.bytes_taken <= room * each / devices
+
+
 @pytest.mark.parametrize("vmaps", [0, 1, 2])
 def test_lapack_meets_one_matrix_at_a_time_where_devices_share_threads(vmaps):
     """A batch would be divided among threads that all devices wait for (jaxlib before 0.11)."""

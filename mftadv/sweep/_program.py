@@ -198,6 +198,11 @@ def compile_program(
     if planned and taken > limit:  # the estimate was too low: once more, by what was measured
         size = even(size * budget // taken, num_networks, devices)
         program, taken = compiled(cells, size)
+    if taken > limit and devices > 1 and is_on_cpu(mesh):  # which share the host's memory, so that fewer have more each
+        fewer = enough_devices(mesh, devices // 2, traced.bytes_each)
+        return compile_program(
+            traced, num_networks, batch_size=batch_size, axes=axes, num_cells=num_cells, mesh=fewer, reduced=reduced
+        )
     if taken > limit:
         raise ValueError(
             f"spec, batch_size: expected {size} networks to fit into {limit / 2**30:.3g} GiB of memory, "
