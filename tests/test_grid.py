@@ -137,23 +137,26 @@ def test_programs_are_compiled_with_the_settings_of_the_caller(monkeypatch):
     assert seen == [({device}, "float64", "tensorfloat32")]
 
 
+@pytest.mark.parametrize(("devices", "fit"), [(None, 5), (4, 1)])
 @pytest.mark.slow
-def test_a_chunk_that_does_not_fit_is_halved(whole, monkeypatch):
+def test_a_chunk_that_does_not_fit_is_halved(whole, devices, fit, monkeypatch):
     draw, told = _compute._draw, Told()
+    mesh = None if devices is None else jax.make_mesh((devices,), ("networks",))
 
     def failing(plan, program, *args):
-        if program.batch_size > 5:
+        if program.batch_size > fit:
             raise MemoryError
         return draw(plan, program, *args)
 
     monkeypatch.setattr(_compute, "_draw", failing)
     grid = {**GRID, "output_dim": [2], "p": [1]}
-    found = sweep(energy, KEY, SPEC, grid, np.ones(4), static=("p",), num_networks=20, observer=told)
+    run = functools.partial(sweep, energy, KEY, SPEC, grid, np.ones(4), static=("p",), num_networks=20, mesh=mesh)
+    found = run(observer=told)
     same(found, whole.sel(output_dim=[2], p=[1.0]))
     assert [line for line in told.lines if line.startswith("out of memory with 20 networks at once: half as many")]
     monkeypatch.setattr(_compute, "_draw", lambda *_: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(MemoryError):
-        sweep(energy, KEY, SPEC, grid, np.ones(4), static=("p",), num_networks=20)
+        run()
 
 
 @pytest.mark.slow

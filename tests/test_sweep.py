@@ -88,6 +88,7 @@ def test_all_devices_share_the_networks_where_none_are_named(whole):
         assert_same(monte_carlo(statistic, key, SPEC, x, num_networks=37), whole)
         assert draws(statistic, key, SPEC, x, num_networks=37, batch_size=5).batch_size == 8
         assert draws(statistic, key, SPEC, x, num_networks=3).batch_size == 3  # three of the devices
+        assert draws(statistic, key, SPEC, x, num_networks=37, batch_size=1).batch_size == 1
 
 
 @pytest.mark.parametrize("devices", [None, 4])

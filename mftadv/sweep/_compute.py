@@ -124,7 +124,7 @@ class _Run:
                 else:
                     chunk, drawn = self._in_segments(at, chunk)
             except (jax.errors.JaxRuntimeError, MemoryError) as error:
-                if not _out_of_memory(error) or size <= self.program(at).devices:
+                if not _out_of_memory(error) or size == 1:
                     raise
                 self.observer.say(f"out of memory with {size} networks at once: half as many from here on")
                 group = self.plan.group_of[at[0]]

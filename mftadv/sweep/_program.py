@@ -159,14 +159,16 @@ def compile_program(
         axes: for each leaf of (spec, operands) 0 where it has a leading axis of cells, None where all cells share it;
             None for one cell.
         num_cells: how many cells there are; a call takes as many as make it worth its while, one after the other.
-        mesh: the devices, of which no more are used than there are networks and room for them; or None.
+        mesh: the devices, of which no more are used than there are networks at once and room for them; or None.
         reduced: whether the networks of a chunk are reduced to `Moments`.
 
     Raises:
         ValueError: a chunk does not fit into memory.
     """
     start = time.perf_counter()
-    mesh = enough_devices(mesh, num_networks, traced.bytes_each)
+    planned = batch_size is None
+    most = num_networks if planned else min(num_networks, check_positive("batch_size", batch_size))
+    mesh = enough_devices(mesh, most, traced.bytes_each)
     devices = mesh.size if mesh else 1
     limit, budget = memory(mesh)
     scalar = jax.ShapeDtypeStruct((), np.uint32)
@@ -184,9 +186,7 @@ def compile_program(
 
     if traced.state is not None and math.isfinite(limit):  # the products of many networks at once use all cores
         budget = max(budget, int(limit) // _SHARE)
-    planned = batch_size is None
-    size = budget // traced.bytes_each * devices if planned else check_positive("batch_size", batch_size)
-    size = even(size, num_networks, devices)
+    size = even(budget // traced.bytes_each * devices if planned else most, num_networks, devices)
     worth = _CELLS * budget * devices // (traced.bytes_each * size)
     cells = None if num_cells is None else min(num_cells, max(1, worth))
     if traced.bytes_each > 2 * limit:  # too large even if the estimate is twice too high; compiling takes memory too
