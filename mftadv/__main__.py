@@ -62,6 +62,9 @@ def main() -> None:
         print("mftadv: interrupted", file=sys.stderr)
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 0
+    except Exception:
+        traceback.print_exc()
+        status = 4
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
