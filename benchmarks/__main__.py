@@ -13,8 +13,9 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import jax
 
-from benchmarks.harness import available_cores, environment, measure, table
+from benchmarks.harness import environment, measure, table
 from benchmarks.tasks import TASKS
+from mftadv.sweep import available_cores
 
 LEGEND = """Seconds. cores: processor time over time; much below the threads means that others use the machine.
 floor: work that cannot be avoided, at the best rates of the same rounds (normals: of one plain call).

@@ -5,7 +5,6 @@ import gc
 import importlib.metadata
 import importlib.util
 import math
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mftadv import NetworkSpec
+from mftadv.sweep import available_cores
 
 FAST_KEY = "threefry4x32"
 PATIENCE = 60.0  # seconds after which no round of a task begins: threads that wait for taken cores can be slow
@@ -214,11 +214,6 @@ def table(name: str, record: Mapping[str, Any]) -> str:
         spread = f"{ratio['median']:.3f} ({low:.3f} - {high:.3f}), processor {ratio['processor']:.3f}"
         lines.append(f"  {ratio['ours']} / {ratio['other']}: {spread}{goal}")
     return "\n".join(lines)
-
-
-def available_cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def shapes_of(spec: NetworkSpec) -> dict[str, int]:

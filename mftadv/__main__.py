@@ -132,8 +132,9 @@ def use_a_device_for_each_core() -> None:
         return
     import jax
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    jax.config.update("jax_num_cpu_devices", cores or 1)
+    from mftadv.sweep import available_cores
+
+    jax.config.update("jax_num_cpu_devices", available_cores())
 
 
 def use_compilation_cache() -> None:

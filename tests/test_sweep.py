@@ -108,7 +108,7 @@ def test_memory_is_that_of_the_default_device(monkeypatch):
     assert asked == [jax.devices()[i] for i in (2, 0, 0)]
 
 
-def test_devices_that_have_nothing_to_do_or_no_room_are_left_out(monkeypatch):
+def test_devices_that_have_nothing_to_do_or_no_memory_are_left_out(monkeypatch):
     mesh = jax.make_mesh((2, 2), ("a", "b"))
     monkeypatch.setattr(_memory, "host_memory", lambda: 1000.0)
     sizes = [
@@ -120,15 +120,15 @@ def test_devices_that_have_nothing_to_do_or_no_room_are_left_out(monkeypatch):
     assert _memory.memory(mesh)[0] == 250
 
 
-@pytest.mark.parametrize(("room", "devices"), [(9, 4), (3, 2), (1.5, 1)])
-def test_networks_larger_than_estimated_are_computed_on_fewer_devices(room, devices, monkeypatch):
+@pytest.mark.parametrize(("networks", "devices"), [(9, 4), (3, 2), (1.5, 1)])
+def test_networks_larger_than_estimated_are_computed_on_fewer_devices(networks, devices, monkeypatch):
     traced = _program.trace(statistic, jax.random.key(0), SPEC, (jnp.ones(5),))
     each = _program.compile_program(traced, 1).bytes_taken
     traced = dataclasses.replace(traced, bytes_each=traced.bytes_each // 8, compiled={})
-    monkeypatch.setattr(_memory, "host_memory", lambda: room * each)
+    monkeypatch.setattr(_memory, "host_memory", lambda: networks * each)
     program = _program.compile_program(traced, 4, mesh=jax.make_mesh((4,), ("networks",)))
     assert program.devices == devices
-    assert program.bytes_taken <= room * each / devices
+    assert program.bytes_taken <= networks * each / devices
 
 
 @pytest.mark.parametrize("vmaps", [0, 1, 2])

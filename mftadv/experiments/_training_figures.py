@@ -182,6 +182,7 @@ def trainability(title: str, rows: Sequence[Mapping[str, Any]], x: str, lower: f
     grid[0, 0].set_yticks(range(len(values)), [f"{value:g}" for value in values])
     for at, (block, way) in enumerate(columns):
         own = [row for row in rows if (row["block"], row["training"]) == (block, way)]
+        has_theory = (block, way) == ("vanilla", "adversarial")
         for level, (value, colour) in enumerate(colours.items()):
             line = sorted((row for row in own if row[x] == value), key=lambda row: row["depth"])
             across = [row["depth"] for row in line]
@@ -199,7 +200,7 @@ def trainability(title: str, rows: Sequence[Mapping[str, Any]], x: str, lower: f
                 shade = "white" if mean > 0.6 else "black"
                 number = f"{mean:.2f}".removeprefix("0")
                 grid[0, at].text(depth, level, number, ha="center", va="center", fontsize=7, color=shade)
-            if (block, way) == ("vanilla", "adversarial"):
+            if has_theory:
                 limit = boundary.get(value, math.nan)
                 told = {0: "trains at no $L$", math.inf: "trains at every $L$"}.get(limit, f"trains to $L$ = {limit:g}")
                 told = f"{named} {value:g}, theory: {'not derived' if math.isnan(limit) else told}"
@@ -213,7 +214,7 @@ def trainability(title: str, rows: Sequence[Mapping[str, Any]], x: str, lower: f
         grid[0, at].set_title(f"{block}, {way}", fontsize=10)
         grid[2, at].axhline(lower, color=GREY, lw=0.8, ls="--")
         grid[3, at].set_xlabel("depth $L$")
-        if at == 0 or (block, way) == ("vanilla", "adversarial"):
+        if at == 0 or has_theory:
             grid[1, at].legend(edgecolor="none", fontsize=7)
     grid[1, 0].set_ylim(0, 1.03)
     largest = max(float(np.max(row["propagation"], initial=1)) for row in rows)

@@ -3,7 +3,7 @@
 from mftadv.sweep._cells import Cell, Dataset, Observer, Segmented, identity_of_draws, import_xarray
 from mftadv.sweep._compute import as_shard, compute, shares
 from mftadv.sweep._dataset import dataset, moments_of, sample_of
-from mftadv.sweep._memory import all_devices, check_devices, enough_devices, host_memory, memory
+from mftadv.sweep._memory import all_devices, available_cores, check_devices, enough_devices, host_memory, memory
 from mftadv.sweep._monte_carlo import Draws, draws, monte_carlo
 from mftadv.sweep._plan import InMemory, Plan, plan_cells
 from mftadv.sweep._program import DEEPEST
@@ -20,6 +20,7 @@ __all__ = [
     "Segmented",
     "all_devices",
     "as_shard",
+    "available_cores",
     "check_devices",
     "compute",
     "dataset",

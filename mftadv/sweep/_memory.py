@@ -36,9 +36,13 @@ def check_devices() -> None:
 
 def all_devices() -> Mesh | None:
     """The devices of this process as a mesh; None where there is one, or `jax_default_device` says which."""
-    named = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     devices = jax.local_devices()
-    return Mesh(np.array(devices), ("networks",)) if named is None and len(devices) > 1 else None
+    return Mesh(np.array(devices), ("networks",)) if _named_device() is None and len(devices) > 1 else None
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_on_cpu(mesh: Mesh | None) -> bool:
@@ -47,11 +51,11 @@ def is_on_cpu(mesh: Mesh | None) -> bool:
 
 
 def enough_devices(mesh: Mesh | None, num_networks: int, bytes_each: int) -> Mesh | None:
-    """The part of a mesh that has something to do, and room: a network for each of its devices at once."""
+    """The part of a mesh that has something to do, and the memory for it: a network for each device at once."""
     if mesh is None:
         return None
-    room = host_memory() // (2 * bytes_each) if is_on_cpu(mesh) else math.inf
-    count = int(max(1, min(mesh.size, num_networks, room)))
+    most = host_memory() // (2 * bytes_each) if is_on_cpu(mesh) else math.inf
+    count = int(max(1, min(mesh.size, num_networks, most)))
     return mesh if count == mesh.size else Mesh(mesh.devices.flat[:count], ("networks",))
 
 
@@ -69,8 +73,13 @@ def memory(mesh: Mesh | None) -> tuple[float, int]:
 def _first(mesh: Mesh | None) -> Any:
     if mesh:
         return mesh.devices.flat[0]
-    named: Any = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-    return named if isinstance(named, jax.Device) else jax.devices(named)[0]  # a platform, or None
+    named = _named_device()
+    return named if isinstance(named, jax.Device) else jax.devices(named)[0]
+
+
+def _named_device() -> Any:
+    """The device, or the name of a platform, that `jax_default_device` says; None where it says nothing."""
+    return jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def host_memory() -> float:

@@ -159,7 +159,7 @@ def compile_program(
         axes: for each leaf of (spec, operands) 0 where it has a leading axis of cells, None where all cells share it;
             None for one cell.
         num_cells: how many cells there are; a call takes as many as make it worth its while, one after the other.
-        mesh: the devices, of which no more are used than there are networks at once and room for them; or None.
+        mesh: the devices, of which no more are used than there are networks at once and memory for them; or None.
         reduced: whether the networks of a chunk are reduced to `Moments`.
 
     Raises:
